@@ -1,0 +1,101 @@
+"""How far a merged checkpoint is from its base with the adapter live: logits on fixed prompts.
+
+Loads both with plain transformers and PEFT, one after the other, so it needs the memory of one dense model.
+Knows nothing of the run that made the adapter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AriaForConditionalGeneration
+
+from aria_finetune.adapter.files import open_adapter
+from aria_finetune.adapter.merge import base_of
+from aria_finetune.data.chat import ChatTokenizer, Picture, Text, Turn
+from aria_finetune.errors import UserError
+from aria_finetune.model.hub_layout import open_checkpoint
+from aria_finetune.model.loading import load_processor, vision_tokens
+from aria_finetune.model.vision import normalise
+
+PROMPT = "What is in this picture?"
+TILE = 490
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Distances between two models on the same prompts.
+
+    `logit_max` and `logit_mean` are absolute differences of logits, `kl` the mean over positions of
+    KL(live || merged) in nats, `agreement` the share of positions with the same first choice.
+    """
+
+    logit_max: float
+    logit_mean: float
+    kl: float
+    agreement: float
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"merged against live adapter: logits differ by at most {self.logit_max:.2e} (mean {self.logit_mean:.2e}), "
+            f"KL {self.kl:.2e} nats, same first choice at {self.agreement:.1%} of positions"
+        )
+
+
+def measure_drift(adapter: Path, merged: Path, *, base: str | None = None, revision: str | None = None) -> Drift:
+    """Compare a merged checkpoint with base + adapter on a text prompt and on one with a picture of noise.
+
+    Both run in the dtype of the checkpoint.
+
+    Raises:
+        UserError: the merged checkpoint does not load completely.
+    """
+    files = open_adapter(adapter)
+    checkpoint = open_checkpoint(base or base_of(files), revision)
+    inputs = _inputs(ChatTokenizer(load_processor(checkpoint).tokenizer), vision_tokens(checkpoint)[TILE])
+    with torch.no_grad():
+        live = _logits(PeftModel.from_pretrained(_load(checkpoint.folder), str(files.folder)), inputs)
+        alone = _logits(_load(merged), inputs)
+    return compare(live, alone)
+
+
+def compare(live_PV: torch.Tensor, other_PV: torch.Tensor) -> Drift:
+    """Distances between the logits (positions, vocabulary) of two models."""
+    difference = (live_PV - other_PV).abs()
+    log_live, log_other = live_PV.log_softmax(-1), other_PV.log_softmax(-1)
+    return Drift(
+        logit_max=difference.max().item(),
+        logit_mean=difference.mean().item(),
+        kl=(log_live.exp() * (log_live - log_other)).sum(-1).mean().item(),
+        agreement=(live_PV.argmax(-1) == other_PV.argmax(-1)).float().mean().item(),
+    )
+
+
+def _inputs(chat: ChatTokenizer, image_tokens: int) -> list[dict[str, torch.Tensor]]:
+    def ids(*content: Text | Picture) -> torch.Tensor:
+        return torch.tensor([chat.encode([Turn("user", content)], generation_prompt=True).ids])
+
+    noise = torch.randint(0, 256, (1, 3, TILE, TILE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    picture = {"pixel_values": noise, "pixel_mask": torch.ones(1, TILE, TILE, dtype=torch.bool)}
+    return [{"input_ids": ids(Text(PROMPT))}, {"input_ids": ids(Picture(image_tokens), Text(PROMPT)), **picture}]
+
+
+def _load(folder: Path) -> AriaForConditionalGeneration:
+    model, report = AriaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    if report["missing_keys"] or report["unexpected_keys"]:
+        raise UserError("the merged checkpoint does not load completely", where=str(folder))
+    return model.eval()
+
+
+def _logits(model: torch.nn.Module, inputs: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """Logits (positions of all prompts, vocabulary), fp32."""
+    rows = []
+    for prompt in inputs:
+        pixels = prompt.get("pixel_values")
+        ready = prompt if pixels is None else prompt | {"pixel_values": normalise(pixels, model.dtype)}
+        rows.append(model(**ready).logits[0].float())
+    return torch.cat(rows)

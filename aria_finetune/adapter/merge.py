@@ -1,0 +1,142 @@
+"""Fold an adapter into the weights of its base: fp32 arithmetic, the checkpoint's own dtype and layout.
+
+Shard by shard and tensor by tensor, with the memory of a few tensors. Knows checkpoints on disk; knows nothing
+of modules or of how the adapter was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from aria_finetune.adapter.files import AdapterFiles, open_adapter
+from aria_finetune.adapter.shards import copy_shard
+from aria_finetune.errors import UserError
+from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
+
+REPORT = "merge.json"
+SKIPPED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """What merging did to one tensor: sizes are Frobenius norms, `rounding` of what the dtype could not hold."""
+
+    name: str
+    dtype: str
+    weight_norm: float
+    delta_norm: float
+    rounding_norm: float
+
+
+def merge(adapter: Path, output: Path, *, base: str | None = None, revision: str | None = None) -> list[MergedTensor]:
+    """Write the base checkpoint with the adapter folded in: round(W32 + delta32) in the tensor's own dtype.
+
+    Args:
+        adapter: an adapter folder, or the folder of its run.
+        output: made by this call; nothing of it is left if anything fails.
+        base: folder or hub id of the original weights; by default what the adapter names.
+        revision: of a hub id.
+
+    Returns:
+        The changed tensors. The same is written to `merge.json` in the output.
+
+    Raises:
+        UserError: the output exists, the base is 4-bit or lacks a weight that the adapter changes, a shape
+            differs, or either folder is damaged.
+    """
+    if output.exists():
+        raise UserError("the output exists already", where=str(output), fix="choose another folder, or remove it")
+    files = open_adapter(adapter)
+    checkpoint = open_checkpoint(base or base_of(files), revision)
+    _refuse_unmergeable(files, checkpoint)
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        merged = _write(files, checkpoint, part)
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return merged
+
+
+def _write(files: AdapterFiles, checkpoint: HubCheckpoint, folder: Path) -> list[MergedTensor]:
+    merged: list[MergedTensor] = []
+
+    def changed(name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return (lambda weight: _fold(name, weight, files.delta(name), merged)) if name in files.pairs else None
+
+    for shard in checkpoint.shards:
+        copy_shard(checkpoint.folder / shard, folder / shard, changed)
+    unused = set(files.pairs) - {tensor.name for tensor in merged}
+    if unused:
+        raise RuntimeError(f"{len(unused)} adapter pair(s) were not used, such as {min(unused)}")
+    for path in sorted(checkpoint.folder.iterdir()):
+        if path.is_file() and path.suffix not in SKIPPED_SUFFIXES:
+            shutil.copyfile(path, folder / path.name)
+    report = {
+        "base": str(checkpoint.folder),
+        "adapter": str(files.folder),
+        "scaling": files.scaling,
+        "tensors": [asdict(tensor) for tensor in merged],
+    }
+    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return merged
+
+
+def _fold(name: str, weight: torch.Tensor, delta: torch.Tensor, merged: list[MergedTensor]) -> torch.Tensor:
+    if weight.shape != delta.shape:
+        raise UserError(
+            f"{name} is {tuple(weight.shape)} in the base and {tuple(delta.shape)} in the adapter",
+            fix="name the base that the adapter was trained on with --base",
+        )
+    exact = weight.float() + delta
+    rounded = exact.to(weight.dtype)
+    merged.append(
+        MergedTensor(
+            name=name,
+            dtype=str(weight.dtype).removeprefix("torch."),
+            weight_norm=weight.float().norm().item(),
+            delta_norm=delta.norm().item(),
+            rounding_norm=(rounded.float() - exact).norm().item(),
+        )
+    )
+    return rounded
+
+
+def base_of(files: AdapterFiles) -> str:
+    """The base that an adapter names, or the copy of it beside the adapter.
+
+    Raises:
+        UserError: it names none.
+    """
+    name = files.base_name
+    beside = files.folder.parent / "base"
+    if not name or (not Path(name).exists() and beside.is_dir()):
+        if beside.is_dir():
+            return str(beside)
+        raise UserError("the adapter names no base model", where=str(files.folder), fix="name it with --base")
+    return name
+
+
+def _refuse_unmergeable(files: AdapterFiles, checkpoint: HubCheckpoint) -> None:
+    if "quantization_config" in checkpoint.config:
+        raise UserError(
+            "the base is a 4-bit checkpoint; rounding to 4 bit again would destroy the adapter "
+            "(for deltas of 1e-4 what is applied has a cosine of 0.02 with what was learned)",
+            where=str(checkpoint.folder),
+            fix="name the original bf16 weights with --base",
+        )
+    absent = sorted(set(files.pairs) - set(checkpoint.files))
+    if absent:
+        raise UserError(
+            f"the base lacks {len(absent)} weight(s) that the adapter changes, such as {absent[0]}",
+            where=str(checkpoint.folder),
+            fix="name the base that the adapter was trained on with --base",
+        )

@@ -1,0 +1,224 @@
+"""The rows of a run: read from their sources, planned, rejected with a reason, mixed by weight.
+
+Knows records and plans. Knows nothing of the model; the order of rows depends on (seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch.utils.data import Sampler
+
+from aria_finetune.conversion import ConversionOptions, Reject, is_dataset, read_dataset, read_records
+from aria_finetune.data.chat import ChatTokenizer
+from aria_finetune.data.rows import RowPlan, Viewing, plan_row
+from aria_finetune.data_formats.errors import RecordError
+from aria_finetune.data_formats.record import Record
+from aria_finetune.errors import TooManyRejects, UserError
+
+POLICY_REASONS = ("too_long", "no_label")
+"""Reasons that `data.too_long` and `data.loss_on` decide; they don't count against `data.max_rejects`."""
+SHOWN_REJECTS = 5
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A converted folder or a raw source; its rows are seen `weight` times per epoch."""
+
+    path: Path
+    format: str = "auto"
+    media_roots: tuple[Path, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass
+class RowSet:
+    """Planned rows of several sources, one after the other; `spans` says which rows a source has."""
+
+    plans: list[RowPlan] = field(default_factory=list)
+    spans: list[range] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Rows, tokens, labels, images, videos and rejected rows of one pass over every row."""
+        return {
+            "rows": len(self.plans),
+            "tokens": sum(plan.tokens for plan in self.plans),
+            "labels": sum(plan.labels for plan in self.plans),
+            "images": sum(plan.image_count for plan in self.plans),
+            "videos": sum(plan.video_count for plan in self.plans),
+            "rejected": len(self.rejects),
+        }
+
+    def reasons(self) -> dict[str, int]:
+        """Rejected rows by reason code."""
+        return dict(sorted(Counter(reject.reason for reject in self.rejects).items()))
+
+
+def load_rows(
+    sources: Sequence[DataSource],
+    viewing: Viewing,
+    chat: ChatTokenizer,
+    *,
+    media_store: Path,
+    max_rejects: int = 0,
+    max_pixels: int = 64_000_000,
+    generation: bool = False,
+) -> RowSet:
+    """Read and plan every row of `sources`.
+
+    Args:
+        sources: where the rows are.
+        viewing: how they are shown.
+        chat: renders and counts tokens.
+        media_store: folder for media that a raw source holds inline (data URIs).
+        max_rejects: how many records may be rejected, rows that are too long or without labels aside.
+        max_pixels: limit of one image.
+        generation: plan prompts for answers to be generated.
+
+    Raises:
+        TooManyRejects: more records were rejected than `max_rejects`.
+        UserError: a source can't be read, a row is too long and `too_long` is `fail`, or no row is left.
+    """
+    rows = RowSet()
+    for source in sources:
+        start = len(rows.plans)
+        for record in _records(source, rows.rejects.append, media_store, max_pixels, evaluation=generation):
+            try:
+                rows.plans.append(plan_row(record, viewing, chat, generation=generation))
+            except RecordError as error:
+                if error.reason == "too_long" and viewing.too_long == "fail":
+                    raise UserError(
+                        error.detail,
+                        where=f"{record.source.file}:{record.source.ordinal}",
+                        fix="raise data.max_tokens, or set data.too_long: reject",
+                    ) from error
+                rows.rejects.append(_rejected(record, error))
+        rows.spans.append(range(start, len(rows.plans)))
+        rows.weights.append(source.weight)
+        if start == len(rows.plans):
+            raise UserError(
+                "no row is left" + _summary(rows.rejects),
+                where=str(source.path),
+                fix="the source is empty or every row of it was rejected",
+            )
+    _check_rejects(rows.rejects, max_rejects)
+    return rows
+
+
+def hold_out(rows: RowSet, fraction: float, seed: int) -> tuple[RowSet, RowSet]:
+    """Split off `fraction` of every source's rows, at least one, chosen by `seed`: training and evaluation rows.
+
+    Raises:
+        UserError: a source has only one row.
+    """
+    kept, held = RowSet(rejects=rows.rejects), RowSet()
+    for number, (span, weight) in enumerate(zip(rows.spans, rows.weights, strict=True)):
+        if len(span) < 2:
+            raise UserError("data.eval_fraction needs at least two rows in every source", fix="name data.eval instead")
+        count = min(len(span) - 1, max(1, round(fraction * len(span))))
+        chosen = set(random.Random(f"{seed}:hold out:{number}").sample(span, count))  # noqa: S311 (a seeded order)
+        for part, wanted in ((kept, False), (held, True)):
+            start = len(part.plans)
+            part.plans += [rows.plans[row] for row in span if (row in chosen) is wanted]
+            part.spans.append(range(start, len(part.plans)))
+            part.weights.append(weight if part is kept else 1.0)
+    return kept, held
+
+
+def as_prompts(rows: RowSet, viewing: Viewing, chat: ChatTokenizer) -> RowSet:
+    """The same rows planned as prompts, for answers to be generated."""
+    plans = [plan_row(plan.record, viewing, chat, generation=True) for plan in rows.plans]
+    return RowSet(plans, rows.spans, rows.weights, rows.rejects)
+
+
+def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
+    """One JSON object a line, as `convert` writes them."""
+    path.write_text("".join(json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects), "utf-8")
+
+
+class EpochOrder(Sampler[int]):
+    """Row numbers of one epoch: every source by its weight, exactly, in an order drawn from (seed, epoch).
+
+    A weight of 2.25 gives each row twice and a quarter of the rows once more; which quarter moves on from epoch
+    to epoch until every row has had its turn.
+    """
+
+    def __init__(self, spans: Sequence[range], weights: Sequence[float], seed: int) -> None:
+        self.spans = list(spans)
+        self.weights = list(weights)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0, whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(_share(span, weight) for span, weight in zip(self.spans, self.weights, strict=True))
+
+    def __iter__(self) -> Iterator[int]:
+        rows: list[int] = []
+        for number, (span, weight) in enumerate(zip(self.spans, self.weights, strict=True)):
+            rows += list(span) * int(weight)
+            rows += self._rotating(number, span, _share(span, weight) - len(span) * int(weight))
+        random.Random(f"{self.seed}:epoch:{self.epoch}").shuffle(rows)  # noqa: S311 (a seeded order)
+        return iter(rows)
+
+    def _rotating(self, number: int, span: range, count: int) -> list[int]:
+        """`count` rows from an endless row of shuffled decks, where the last epoch left off."""
+        rows: list[int] = []
+        for position in range(self.epoch * count, (self.epoch + 1) * count):
+            cycle, place = divmod(position, len(span))
+            if place == 0 or not rows:
+                deck = list(span)
+                random.Random(f"{self.seed}:source:{number}:deck:{cycle}").shuffle(deck)  # noqa: S311
+            rows.append(deck[place])
+        return rows
+
+
+def _share(span: range, weight: float) -> int:
+    return int(len(span) * weight + 0.5)
+
+
+def _records(
+    source: DataSource, on_reject: Callable[[Reject], None], media_store: Path, max_pixels: int, *, evaluation: bool
+) -> Iterator[Record]:
+    if is_dataset(source.path):
+        return read_dataset(source.path)
+    options = ConversionOptions(
+        format=source.format, media_roots=source.media_roots, max_pixels=max_pixels, evaluation=evaluation
+    )
+    return read_records(source.path, options, on_reject=on_reject, media_store=media_store)
+
+
+def _rejected(record: Record, error: RecordError) -> Reject:
+    return Reject(
+        file=record.source.file,
+        ordinal=record.source.ordinal,
+        sub=None,
+        id=record.id,
+        reason=error.reason,
+        detail=error.detail,
+    )
+
+
+def _check_rejects(rejects: Sequence[Reject], max_rejects: int) -> None:
+    bad = [reject for reject in rejects if reject.reason not in POLICY_REASONS]
+    if len(bad) > max_rejects:
+        raise TooManyRejects(
+            f"{len(bad)} record(s) were rejected, data.max_rejects allows {max_rejects}" + _summary(bad),
+            fix="mend these records, or raise data.max_rejects",
+        )
+
+
+def _summary(rejects: Sequence[Reject]) -> str:
+    lines = [f"\n  {r.file}:{r.ordinal}: {r.reason}: {r.detail}" for r in rejects[:SHOWN_REJECTS]]
+    more = len(rejects) - SHOWN_REJECTS
+    return "".join(lines) + (f"\n  and {more} more" if more > 0 else "")

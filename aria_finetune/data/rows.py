@@ -1,0 +1,216 @@
+"""What the model will see of one record, decided before the first step: turns, pictures, tokens.
+
+No picture is decoded here: sizes come from the record, the times of video frames from the container. Knows
+nothing of tensors or of where records come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from aria_finetune.data.chat import ChatTokenizer, LossOn, Picture, Text, Turn
+from aria_finetune.data.tiles import tile_count
+from aria_finetune.data_formats.errors import RecordError
+from aria_finetune.data_formats.record import Media, Message, Record
+from aria_finetune.errors import MediaError
+from aria_finetune.media.videos import VideoLimits, choose_times, probe_video, timestamp
+
+SMALL, LARGE = 490, 980
+VISION_TOKENS = {SMALL: 128, LARGE: 256}
+"""Image tokens of one tile by its side in pixels, as the real Aria's projector has them."""
+
+TooLong = Literal["reject", "fail", "fewer_frames"]
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """How rows are shown to the model; the meaning of each field is that of `data` in the recipe."""
+
+    image_size: Literal[490, 980, "auto"] = "auto"
+    split_images: bool = False
+    max_tokens: int = 4096
+    too_long: TooLong = "reject"
+    loss_on: LossOn = "assistant"
+    num_frames: int = 8
+    timestamps: bool = True
+    vision_tokens: Mapping[int, int] = field(default_factory=lambda: dict(VISION_TOKENS))
+    video_limits: VideoLimits = field(default_factory=VideoLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One picture of a row: an image, or the frame of a video at `time` seconds.
+
+    `tile` is the side of its tiles in pixels, `tiles` how many it becomes.
+    """
+
+    media: int
+    tile: int
+    tiles: int
+    time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """A row as it will be shown: `sights` in the order of the pictures in `turns`."""
+
+    record: Record
+    turns: tuple[Turn, ...]
+    sights: tuple[Sight, ...]
+    tokens: int
+    labels: int
+
+    @property
+    def image_count(self) -> int:
+        """Number of still images."""
+        return sum(sight.time is None for sight in self.sights)
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos."""
+        return len({sight.media for sight in self.sights if sight.time is not None})
+
+
+def plan_row(record: Record, viewing: Viewing, chat: ChatTokenizer, *, generation: bool = False) -> RowPlan:
+    """Decide what the model sees of `record` within `viewing.max_tokens`.
+
+    `auto` shows still images larger than 490 px at 980 where the whole row then fits, and video frames at 490.
+    With `too_long: fewer_frames` videos lose frames, evenly over the clip, until the row fits.
+
+    Args:
+        record: a canonical record whose media paths can be opened.
+        viewing: sizes, limits and the loss.
+        chat: renders and counts.
+        generation: drop the closing assistant turns and end with the header of one, for an answer to be generated.
+
+    Raises:
+        RecordError: `too_long`, `no_label`, `unsupported_modality`, or the reason for which a video can't be used.
+    """
+    clips = {index: _clip_times(media, viewing) for index, media in enumerate(record.media) if media.kind == "video"}
+    plan = _fitting_plan(record, viewing, chat, clips, generation=generation)
+    if not generation and plan.labels == 0:
+        raise RecordError("no_label", "no token of the row is in the loss")
+    return plan
+
+
+def _fitting_plan(
+    record: Record, viewing: Viewing, chat: ChatTokenizer, clips: dict[int, tuple[float, ...]], *, generation: bool
+) -> RowPlan:
+    messages = _prompt(record.messages) if generation else record.messages
+    shortest: RowPlan | None = None
+    for image_tile in _image_tiles(record, viewing):
+        layout = _Layout(record, messages, viewing, image_tile)
+        plan = layout.plan(clips, chat, generation=generation)
+        if plan.tokens <= viewing.max_tokens:
+            return plan
+        shortest = plan
+    if clips and viewing.too_long == "fewer_frames":
+        fewer = _fewer_frames(layout, clips, chat, viewing.max_tokens, generation=generation)
+        if fewer is not None:
+            return fewer
+    tokens = shortest.tokens if shortest else 0
+    raise RecordError("too_long", f"{tokens} tokens, data.max_tokens is {viewing.max_tokens}")
+
+
+def _fewer_frames(
+    layout: _Layout, clips: dict[int, tuple[float, ...]], chat: ChatTokenizer, max_tokens: int, *, generation: bool
+) -> RowPlan | None:
+    """The plan with the most frames per video that fits, or None if one frame each is too many."""
+    fitting = None
+    low, high = 1, max(map(len, clips.values())) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        thinned = {index: tuple(choose_times(times, middle)) for index, times in clips.items()}
+        plan = layout.plan(thinned, chat, generation=generation)
+        if plan.tokens <= max_tokens:
+            fitting, low = plan, middle + 1
+        else:
+            high = middle - 1
+    return fitting
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Turns a record's messages into turns and sights, still images at one tile size."""
+
+    record: Record
+    messages: tuple[Message, ...]
+    viewing: Viewing
+    image_tile: int
+
+    def plan(self, clips: Mapping[int, tuple[float, ...]], chat: ChatTokenizer, *, generation: bool) -> RowPlan:
+        sights: list[Sight] = []
+        turns = tuple(self._turn(message, clips, sights) for message in self.messages)
+        encoding = chat.encode(turns, loss_on=self.viewing.loss_on, generation_prompt=generation)
+        return RowPlan(self.record, turns, tuple(sights), len(encoding.ids), encoding.label_count)
+
+    def _turn(self, message: Message, clips: Mapping[int, tuple[float, ...]], sights: list[Sight]) -> Turn:
+        content: list[Text | Picture] = []
+        for part in message.content:
+            if part.type == "text":
+                content.append(Text(part.text or ""))
+            elif part.type == "image" and part.media is not None:
+                content.append(self._show(self._image(part.media), sights))
+            elif part.type == "video" and part.media is not None:
+                content.extend(self._frames(part.media, clips[part.media], sights))
+            else:
+                raise RecordError("unsupported_modality", f"a part of type {part.type} can't be shown")
+        return Turn(message.role, tuple(content), message.train)
+
+    def _image(self, index: int) -> Sight:
+        media = self.record.media[index]
+        split = self.viewing.split_images
+        return Sight(index, self.image_tile, tile_count(media.width, media.height, self.image_tile, split=split))
+
+    def _frames(self, index: int, times: Iterable[float], sights: list[Sight]) -> list[Text | Picture]:
+        tile = SMALL if self.viewing.image_size == "auto" else self.viewing.image_size
+        content: list[Text | Picture] = []
+        for time in times:
+            picture = self._show(Sight(index, tile, 1, time), sights)
+            if self.viewing.timestamps:
+                content += [Text(timestamp(time)), picture, Text("\n")]
+            else:
+                content.append(picture)
+        return content
+
+    def _show(self, sight: Sight, sights: list[Sight]) -> Picture:
+        sights.append(sight)
+        return Picture(sight.tiles * self.viewing.vision_tokens[sight.tile])
+
+
+def _image_tiles(record: Record, viewing: Viewing) -> list[int]:
+    """Tile sizes to try for still images, the best first."""
+    if viewing.image_size != "auto":
+        return [viewing.image_size]
+    large = any(media.kind == "image" and max(media.width, media.height) > SMALL for media in record.media)
+    return [LARGE, SMALL] if large else [SMALL]
+
+
+def _clip_times(media: Media, viewing: Viewing) -> tuple[float, ...]:
+    try:
+        info = probe_video(Path(media.path or ""), viewing.video_limits)
+        wanted = media.num_frames or viewing.num_frames
+        return tuple(choose_times(info.times, wanted, media.start, media.end))
+    except MediaError as error:
+        raise RecordError(error.reason, error.detail) from error
+
+
+def _prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages up to the closing assistant turns, which are the answer."""
+    end = len(messages)
+    while end and messages[end - 1].role == "assistant":
+        end -= 1
+    return messages[:end]
+
+
+def answers(record: Record) -> tuple[str, ...]:
+    """Accepted answers: the record's references, else the text of its closing assistant turn."""
+    if record.references:
+        return record.references
+    last = record.messages[-1] if record.messages else None
+    if last is None or last.role != "assistant":
+        return ()
+    return ("".join(part.text or "" for part in last.content),)

@@ -1,0 +1,133 @@
+"""Score base and adapter on held-out rows: greedy answers, exact match.
+
+Knows recipes and generation; the rows are those that `data.eval` or `data.eval_fraction` holds out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from aria_finetune.data.rows import answers
+from aria_finetune.errors import UserError
+from aria_finetune.generation import generate_answers
+from aria_finetune.material import Material, build_collator, load_base, prepare_prompts
+from aria_finetune.model.lora import load_adapter
+from aria_finetune.recipe import Recipe
+
+EVALUATION_FILE = "evaluation.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to run: without `adapter` the base alone; `blank_images` adds the adapter without its sight."""
+
+    adapter: Path | None = None
+    blank_images: bool = False
+    max_new_tokens: int = 64
+    batch_size: int = 8
+
+
+def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: Console) -> dict[str, Any]:
+    """Write `evaluation.json` and `predictions.jsonl` to `output`; returns what the former says.
+
+    Raises:
+        UserError: no evaluation data, no row with a known answer, an adapter that does not load, or an output
+            folder that holds something else.
+    """
+    if output.exists() and any(path.name not in {EVALUATION_FILE, PREDICTIONS_FILE} for path in output.iterdir()):
+        raise UserError("the output holds other files", where=str(output), fix="choose another --output")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as store:
+        material = prepare_prompts(recipe, Path(store))
+        truths = [answers(plan.record) for plan in material.plans]
+        if not any(truths):
+            raise UserError("no evaluation row has a known answer", where=str(recipe.file))
+        said = _answers(recipe, material, options, console)
+    scores: dict[str, Any] = {
+        name: {"accuracy": accuracy(truths, given), "correct": correct(truths, given)} for name, given in said.items()
+    }
+    result = {
+        "recipe": str(recipe.file),
+        "adapter": str(options.adapter) if options.adapter else None,
+        "metric": "exact match, aside from case, surrounding space and a final full stop",
+        "rows": len(truths),
+        "scored": sum(map(bool, truths)),
+        "rejected": material.eval_rows.reasons(),
+        **scores,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    _write(output, result, material, truths, said)
+    for name, score in scores.items():
+        console.print(
+            f"{name:16} accuracy {score['accuracy']:.3f}  ({score['correct']} of {result['scored']})", highlight=False
+        )
+    console.print(f"answers and scores are in {output}/", highlight=False)
+    return result
+
+
+def _answers(recipe: Recipe, material: Material, options: EvaluationOptions, console: Console) -> dict[str, list[str]]:
+    """What each variant says to every row, by variant."""
+    base = load_base(recipe).model.eval()
+    settings: dict[str, Any] = {
+        "base": base,
+        "chat": material.chat,
+        "max_new_tokens": options.max_new_tokens,
+        "batch_size": options.batch_size,
+    }
+    collator = build_collator(recipe, material, generation=True)
+    console.print(f"answering {len(material.plans):,} rows", highlight=False)
+    said = {"base": generate_answers(base, collator, **settings)}
+    if options.adapter is not None:
+        model = load_adapter(base, str(options.adapter)).eval()
+        said["adapter"] = generate_answers(model, collator, **settings)
+        if options.blank_images:
+            blind = build_collator(recipe, material, generation=True, blank_images=True)
+            said["adapter_blank"] = generate_answers(model, blind, **settings)
+    return said
+
+
+def normalise(answer: str) -> str:
+    """An answer as it is compared: lower case, single spaces, no final full stop."""
+    return " ".join(answer.casefold().split()).removesuffix(".")
+
+
+def is_correct(truth: tuple[str, ...], answer: str) -> bool:
+    """Whether an answer is one of the accepted ones."""
+    return normalise(answer) in {normalise(accepted) for accepted in truth}
+
+
+def correct(truths: list[tuple[str, ...]], given: list[str]) -> int:
+    """How many answers are right; rows without a known answer don't count."""
+    return sum(bool(truth) and is_correct(truth, answer) for truth, answer in zip(truths, given, strict=True))
+
+
+def accuracy(truths: list[tuple[str, ...]], given: list[str]) -> float:
+    """Share of rows with a known answer that were answered right."""
+    return correct(truths, given) / sum(map(bool, truths))
+
+
+def _write(
+    output: Path, result: dict[str, Any], material: Material, truths: list[tuple[str, ...]], said: dict[str, list[str]]
+) -> None:
+    lines = []
+    for row, (plan, truth) in enumerate(zip(material.plans, truths, strict=True)):
+        given = {name: spoken[row] for name, spoken in said.items()}
+        right = {name: bool(truth) and is_correct(truth, answer) for name, answer in given.items()}
+        lines.append({"id": plan.record.id, "expected": list(truth), "answers": given, "correct": right})
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (part / PREDICTIONS_FILE).write_text(text, encoding="utf-8")
+    (part / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(output, ignore_errors=True)
+    part.rename(output)

@@ -1,0 +1,86 @@
+"""Greedy answers to planned prompts, in batches.
+
+Knows the model and the collator; knows nothing of what the answers are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import AriaForConditionalGeneration
+
+from aria_finetune.data.chat import ChatTokenizer
+from aria_finetune.data.collation import Collator
+from aria_finetune.model.vision import as_encoder_outputs, image_features
+
+
+def generate_answers(
+    model: Any,
+    collator: Collator,
+    *,
+    base: AriaForConditionalGeneration,
+    chat: ChatTokenizer,
+    max_new_tokens: int,
+    batch_size: int,
+    on_answer: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Answer every prompt of `collator`, in its order.
+
+    Args:
+        model: Aria, with or without an adapter around it.
+        collator: made with `generation=True`.
+        base: the Aria inside `model`, for the vision tower.
+        chat: the tokenizer that rendered the prompts.
+        max_new_tokens: limit of one answer.
+        batch_size: prompts at a time; prompts of like length go together.
+        on_answer: called with the number of prompts answered so far.
+    """
+    lengths = [plan.tokens for plan in collator.plans]
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    answers = [""] * len(order)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        for row, answer in zip(rows, _answer(model, base, collator, chat, rows, max_new_tokens), strict=True):
+            answers[row] = answer
+        if on_answer is not None:
+            on_answer(min(start + batch_size, len(order)))
+    return answers
+
+
+def _answer(
+    model: Any,
+    base: AriaForConditionalGeneration,
+    collator: Collator,
+    chat: ChatTokenizer,
+    rows: Sequence[int],
+    max_new_tokens: int,
+) -> list[str]:
+    batch = {name: tensor.to(base.device) for name, tensor in collator([{"row": row} for row in rows]).items()}
+    features = image_features(base, batch)
+    pictures = {} if features is None else {"mm_encoder_outputs": as_encoder_outputs(features)}
+    stops = stop_ids(base, chat)
+    with torch.no_grad():
+        ids = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=stops,
+            pad_token_id=collator.pad_id,
+            **pictures,
+        )
+    return [_decode(answer, stops, chat) for answer in ids[:, batch["input_ids"].shape[1] :].tolist()]
+
+
+def stop_ids(base: AriaForConditionalGeneration, chat: ChatTokenizer) -> list[int]:
+    """Ids that end an answer: `<|im_end|>` and what the checkpoint's generation config names."""
+    named = base.generation_config.eos_token_id
+    return sorted({chat.end, *([named] if isinstance(named, int) else named or [])})
+
+
+def _decode(ids: list[int], stops: Sequence[int], chat: ChatTokenizer) -> str:
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    text: str = chat.tokenizer.decode(ids[:end], skip_special_tokens=True)
+    return text.strip()

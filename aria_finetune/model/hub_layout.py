@@ -1,0 +1,155 @@
+"""A checkpoint on disk in the hub layout: which file holds which tensor, read one tensor at a time.
+
+Opens only safetensors and JSON. Knows nothing of modules or of what is done with the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from aria_finetune.errors import UserError
+from aria_finetune.tiny import CHECKPOINT as TINY
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+RAW_LAYOUT_MARKS = ("vision_tower.vision_model.", ".ln_ffn.", ".ln_kv.", "multi_modal_projector.ffn.")
+"""Parts of key names that only the older raw layout of Aria's checkpoints has."""
+
+
+@dataclass(frozen=True)
+class HubCheckpoint:
+    """A folder with `config.json` and safetensors; `files` maps tensor names to file names."""
+
+    folder: Path
+    config: dict[str, Any]
+    files: dict[str, str]
+
+    @property
+    def shards(self) -> list[str]:
+        """Names of the safetensors files, sorted."""
+        return sorted(set(self.files.values()))
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor `name` on the CPU in the dtype it is stored in.
+
+        Raises:
+            KeyError: the checkpoint has no such tensor.
+        """
+        with safe_open(self.folder / self.files[name], "pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(name)
+        return tensor
+
+    def tensors(self, shard: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors of one file, read one after the other."""
+        with safe_open(self.folder / shard, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                yield name, opened.get_tensor(name)
+
+
+def open_checkpoint(path: str, revision: str | None = None) -> HubCheckpoint:
+    """Find an Aria checkpoint by folder, hub id or the word `tiny`; no weight is read.
+
+    Raises:
+        UserError: nothing is there, it is not Aria, it is not safetensors, a shard is missing or can't be
+            read, or it has the older raw layout.
+    """
+    folder = checkpoint_folder(path, revision)
+    config = _read_json(folder / "config.json")
+    if config.get("model_type") != "aria":
+        raise UserError(
+            f"this is not an Aria checkpoint: config.json says model_type {config.get('model_type')!r}",
+            where=str(folder),
+            fix="model.path must name rhymes-ai/Aria, a folder with its files, or tiny",
+        )
+    files = _weight_files(folder)
+    raw = sorted(name for name in files if any(mark in name for mark in RAW_LAYOUT_MARKS))
+    if raw:
+        raise UserError(
+            f"the weights have Aria's older raw layout ({len(raw)} keys such as {raw[0]}), "
+            "with which half of the model would stay random",
+            where=str(folder),
+            fix="use the current files of rhymes-ai/Aria, whose keys start with language_model.model.",
+        )
+    return HubCheckpoint(folder=folder, config=config, files=files)
+
+
+def checkpoint_folder(path: str, revision: str | None = None) -> Path:
+    """Local folder of `path`: itself, the packaged tiny Aria, or a snapshot fetched from the hub.
+
+    Raises:
+        UserError: no such folder and no such hub repository in reach.
+    """
+    if path == "tiny":
+        return TINY
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+        raise UserError(
+            f"no such checkpoint folder: {path}", fix="give a folder, a hub id such as rhymes-ai/Aria, or tiny"
+        )
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=DOWNLOADED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{path} is neither a folder here nor a model that can be fetched from the hub ({type(error).__name__})",
+            fix="check the name, the network and HF_TOKEN, or download it and give the folder",
+        ) from error
+
+
+def _weight_files(folder: Path) -> dict[str, str]:
+    if (folder / INDEX).is_file():
+        files: dict[str, str] = _read_json(folder / INDEX).get("weight_map", {})
+    elif (folder / SINGLE).is_file():
+        files = dict.fromkeys(_names(folder / SINGLE), SINGLE)
+    else:
+        other = sorted(path.name for path in folder.glob("*.bin"))
+        detail = f"; {', '.join(other[:3])} is pickle, which is never opened" if other else ""
+        raise UserError(f"no {SINGLE} and no {INDEX} there{detail}", where=str(folder), fix="use the safetensors files")
+    missing = sorted(name for name in set(files.values()) if not (folder / name).is_file())
+    if missing:
+        raise UserError(
+            f"{len(missing)} shard(s) named by {INDEX} are missing: {', '.join(missing)}",
+            where=str(folder),
+            fix="download them again",
+        )
+    for shard in sorted(set(files.values())):
+        listed = {name for name, file in files.items() if file == shard}
+        absent = listed - _names(folder / shard)
+        if absent:
+            raise UserError(
+                f"{len(absent)} tensor(s) are not in the shard that {INDEX} names, such as {min(absent)}",
+                where=str(folder / shard),
+                fix="download the shard again",
+            )
+    return files
+
+
+def _names(shard: Path) -> set[str]:
+    try:
+        with safe_open(shard, "pt") as opened:
+            return set(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the shard can't be read ({error})", where=str(shard), fix="download it again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("config.json is missing: this is not a checkpoint", where=str(path.parent)) from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"not valid JSON ({error})", where=str(path), fix="download it again") from error
+    if not isinstance(data, dict):
+        raise UserError("not a JSON object", where=str(path), fix="download it again")
+    return data

@@ -1,0 +1,51 @@
+"""The router in fp32: its weight, its logits and its softmax, whatever autocast says.
+
+The paper routes in fp32 (arXiv 2410.05993). In bf16, PEFT's `W + delta` for the router would lose a third of
+a delta with standard deviation 1e-4. Knows nothing of the experts behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.models.aria.modeling_aria import AriaTextMoELayer, AriaTextTopKRouter
+
+
+class Float32Router(AriaTextTopKRouter):  # type: ignore[misc]
+    """Aria's top-k router whose arithmetic is fp32 outside autocast."""
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Route tokens.
+
+        Args:
+            hidden_states: (tokens, hidden), any float dtype.
+
+        Returns:
+            Logits (tokens, experts) in fp32, weights (tokens, top_k) in the dtype of `hidden_states`, which is
+            what the experts compute in, and expert indices (tokens, top_k), int64.
+        """
+        with torch.autocast(device_type=hidden_states.device.type, enabled=False):
+            logits_TE = functional.linear(hidden_states.float(), self.weight.float())
+            top_logits_TK, index_TK = torch.topk(logits_TE, self.top_k, dim=-1)
+            weights_TK = functional.softmax(top_logits_TK, dim=-1)
+        return logits_TE, weights_TK.to(hidden_states.dtype), index_TK
+
+
+def install_float32_routers(model: nn.Module, read_weight: Callable[[int], torch.Tensor]) -> None:
+    """Replace every router of `model` by a `Float32Router`.
+
+    Args:
+        model: an `AriaForConditionalGeneration`.
+        read_weight: gives the stored weight (experts, hidden) of a decoder layer by its index. It is read again
+            because the model may have been loaded in a narrower dtype than the checkpoint's.
+    """
+    layers = [module for module in model.modules() if isinstance(module, AriaTextMoELayer)]
+    for index, layer in enumerate(layers):
+        old = layer.router.weight
+        with torch.device("meta"):
+            router = Float32Router(layer.experts.config)
+        router.weight = nn.Parameter(read_weight(index).to(old.device, torch.float32), requires_grad=False)
+        layer.router = router.train(layer.training)

@@ -1,0 +1,87 @@
+"""Checks between keys of a recipe: what each allows alone but not together. Knows the schema only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from aria_finetune.recipe.schema import Recipe
+
+Key = tuple[str, str]
+"""Section and key."""
+
+_EVAL_DATA: tuple[Key, ...] = (("data", "eval"), ("data", "eval_fraction"))
+_ADD_EVAL_DATA = "add data.eval or data.eval_fraction"
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Keys that contradict each other; `key` is the one to point at, `reads` all that were looked at."""
+
+    key: Key
+    message: str
+    reads: tuple[Key, ...]
+
+
+def conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Every contradiction of a recipe whose keys are valid one by one."""
+    yield from _precision(recipe)
+    yield from _evaluation(recipe)
+    yield from _best_model(recipe)
+
+
+def _precision(recipe: Recipe) -> Iterator[Conflict]:
+    wanted = {"fp32": "float32", "bf16": "bfloat16"}.get(recipe.model.experts)
+    if wanted and recipe.model.compute_dtype != wanted:
+        yield Conflict(
+            ("model", "dtype"),
+            f"{recipe.model.dtype} does not go with model.experts: {recipe.model.experts}; "
+            f"write {wanted}, or leave dtype out",
+            reads=(("model", "dtype"), ("model", "experts")),
+        )
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Conflict]:
+    if recipe.data.eval and recipe.data.eval_fraction is not None:
+        yield Conflict(("data", "eval_fraction"), "can't stand beside data.eval; keep one of the two", reads=_EVAL_DATA)
+    if recipe.train.eval_strategy in ("steps", "epoch") and not recipe.data.has_eval:
+        yield Conflict(
+            ("train", "eval_strategy"),
+            f"there is nothing to evaluate on; {_ADD_EVAL_DATA}, or leave eval_strategy out",
+            reads=(("train", "eval_strategy"), *_EVAL_DATA),
+        )
+
+
+def _best_model(recipe: Recipe) -> Iterator[Conflict]:
+    """The best checkpoint is known only where an evaluation stands beside every save."""
+    train = recipe.train
+    key: Key = ("train", "load_best_model_at_end")
+    schedule: tuple[Key, ...] = (("train", "save_strategy"), ("train", "eval_strategy"), *_EVAL_DATA)
+    intervals: tuple[Key, ...] = (("train", "save_steps"), ("train", "eval_steps"))
+    if train.early_stopping_patience is not None:
+        yield from _needs_evaluation(recipe, ("train", "early_stopping_patience"))
+    if not train.load_best_model_at_end:
+        return
+    yield from _needs_evaluation(recipe, key)
+    if recipe.eval_strategy not in ("no", train.save_strategy):
+        yield Conflict(
+            key,
+            f"needs evaluations and saves at the same time; set train.save_strategy to {recipe.eval_strategy} "
+            f"as train.eval_strategy is",
+            reads=(key, *schedule),
+        )
+    elif recipe.eval_strategy == "steps" and train.save_steps % recipe.eval_steps:
+        yield Conflict(
+            key,
+            f"needs an evaluation at every save; make train.save_steps ({train.save_steps}) "
+            f"a multiple of train.eval_steps ({recipe.eval_steps})",
+            reads=(key, *schedule, *intervals),
+        )
+
+
+def _needs_evaluation(recipe: Recipe, key: Key) -> Iterator[Conflict]:
+    reads = (key, ("train", "eval_strategy"), *_EVAL_DATA)
+    if not recipe.data.has_eval:
+        yield Conflict(key, f"needs data to evaluate on; {_ADD_EVAL_DATA}", reads)
+    elif recipe.eval_strategy == "no":
+        yield Conflict(key, "needs evaluations; set train.eval_strategy to steps or epoch", reads)

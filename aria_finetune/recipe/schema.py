@@ -1,0 +1,278 @@
+"""The recipe: its sections, keys, types and defaults. Knows neither YAML nor files nor how problems are shown.
+
+Defaults of `lora` and `train` follow the LoRA recipe of Aria's authors. Keys under `train` carry the names of TRL's
+`SFTConfig` and mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
+
+ComputeType = Literal["bfloat16", "float32"]
+ExpertsType = Literal["nf4", "bf16", "fp32"]
+Interval = Literal["no", "steps", "epoch"]
+Target = Literal["attention", "router"]
+Tracker = Literal["tensorboard", "wandb", "none"]
+
+UNSUPPORTED_TARGETS = ("shared_experts", "experts", "projector", "vision")
+"""Parts of Aria that `lora.targets` knows by name but can't adapt yet."""
+
+
+def as_sources(value: object) -> tuple[Any, ...]:
+    """A list of sources from what a person may write: a path, a mapping, or a list of either."""
+    if value is None:
+        return ()
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+def _as_tuple(value: object) -> object:
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, str) else value
+
+
+def _without_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names the same thing twice")
+    return values
+
+
+def _supported_target(value: object) -> object:
+    if isinstance(value, str) and value in UNSUPPORTED_TARGETS:
+        raise ValueError(f"{value} is a part of Aria that can't be trained yet; choose from attention, router")
+    return value
+
+
+def _steps_or_unlimited(value: int) -> int:
+    if value != -1 and value < 1:
+        raise ValueError("must be at least 1, or -1 for no limit")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
+
+
+class Section(BaseModel):
+    """What all sections share: nothing unknown, nothing converted, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which Aria and in what precision.
+
+    `path` is a hub id, a folder, or `tiny`. `experts` is how the routed experts are held; `dtype` is the type of
+    everything else, None for the one that goes with `experts`.
+    """
+
+    path: Text
+    revision: Text | None = None
+    experts: ExpertsType = "nf4"
+    dtype: ComputeType | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def compute_dtype(self) -> ComputeType:
+        """`dtype`, its default resolved: float32 beside fp32 experts, else bfloat16."""
+        return self.dtype or ("float32" if self.experts == "fp32" else "bfloat16")
+
+
+class SourceSection(Section):
+    """One source of rows.
+
+    `weight` is how many times its rows are seen per epoch: 0.25 takes `round(0.25 * rows)` of them, 3 takes each
+    three times. Media of the rows are looked for below `media_root`, or beside the source where it is empty.
+    """
+
+    path: Text
+    format: Text = "auto"
+    media_root: Paths = ()
+    weight: Positive = 1.0
+
+
+Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(as_sources)]
+
+
+class DataSection(Section):
+    """Which rows, and how they become tokens.
+
+    `image_size` is the longer side in pixels, `max_tokens` the length of a row with its image tokens, `num_frames`
+    the frames of a video whose row names no number, `max_pixels` the largest image that is decoded.
+    """
+
+    train: Annotated[Sources, Field(min_length=1)]
+    eval: Sources = ()
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    image_size: Literal[490, 980, "auto"] = "auto"
+    split_images: bool = False
+    max_tokens: Annotated[int, Field(ge=16)] = 4096
+    too_long: Literal["reject", "fail", "fewer_frames"] = "reject"
+    loss_on: Literal["assistant", "last_turn"] = "assistant"
+    num_frames: Annotated[int, Field(ge=1, le=1024)] = 8
+    timestamps: bool = True
+    max_rejects: Annotated[int, Field(ge=0)] = 0
+    max_pixels: Count = 64_000_000
+
+    @property
+    def has_eval(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return bool(self.eval) or self.eval_fraction is not None
+
+
+class LoraSection(Section):
+    """Where the adapter sits and how large it is; `rslora` scales by alpha / sqrt(rank) instead of alpha / rank."""
+
+    targets: Annotated[
+        tuple[Annotated[Target, BeforeValidator(_supported_target)], ...],
+        BeforeValidator(_as_tuple),
+        AfterValidator(_without_duplicates),
+        Field(min_length=1),
+    ] = ("attention", "router")
+    rank: Count = 8
+    alpha: Positive = 32.0
+    dropout: Fraction = 0.05
+    rslora: bool = False
+
+
+class MoeSection(Section):
+    """How the routed experts are computed."""
+
+    implementation: Literal["auto", "eager", "grouped_mm"] = "auto"
+
+
+class TrainSection(Section):
+    """The optimisation, the schedule, and what is saved and logged when.
+
+    `max_steps` of -1 leaves the length to `num_train_epochs`; `max_grad_norm` of 0 clips nothing. `eval_strategy`,
+    `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
+    """
+
+    learning_rate: Positive = 5e-5
+    num_train_epochs: Positive = 1.0
+    max_steps: Annotated[int, AfterValidator(_steps_or_unlimited)] = -1
+    per_device_train_batch_size: Count = 1
+    per_device_eval_batch_size: Count = 1
+    gradient_accumulation_steps: Count = 8
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"] = (
+        "cosine"
+    )
+    warmup_ratio: Fraction = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    logging_steps: Count = 1
+    save_strategy: Interval = "steps"
+    save_steps: Count = 500
+    save_total_limit: Count | None = 2
+    eval_strategy: Interval | None = None
+    eval_steps: Count | None = None
+    load_best_model_at_end: bool = False
+    early_stopping_patience: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    bf16: bool | None = None
+    gradient_checkpointing: bool = True
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 2
+    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple), AfterValidator(_without_duplicates)] = ()
+
+    @field_validator("report_to")
+    @classmethod
+    def _none_stands_alone(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        if "none" in trackers and len(trackers) > 1:
+            raise ValueError("names none beside a tracker; keep one of them")
+        return tuple(tracker for tracker in trackers if tracker != "none")
+
+
+class OutputSection(Section):
+    """Where the run is written: `dir`, or `runs/<recipe>` below the current folder when None."""
+
+    dir: Text | None = None
+    overwrite: bool = False
+
+
+class Recipe(Section):
+    """A whole recipe. Make one with `aria_finetune.recipe.load_recipe`, which also checks keys against each other.
+
+    The properties hold what the None among the keys come to.
+    """
+
+    model: ModelSection
+    data: DataSection
+    lora: LoraSection
+    moe: MoeSection
+    train: TrainSection
+    output: OutputSection
+    _file: Path = PrivateAttr(default=Path("recipe.yaml"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_may_be_left_out(cls, written: object) -> object:
+        if not isinstance(written, Mapping):
+            return written
+        return {**written, **{name: {} for name in cls.model_fields if written.get(name) is None}}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], file: Path) -> Recipe:
+        """Validate plain values; keys are not checked against each other.
+
+        Raises:
+            pydantic.ValidationError: with every problem of types, ranges and names.
+        """
+        recipe = cls.model_validate(data)
+        recipe._file = file  # noqa: SLF001 - a private attribute keeps `file` out of the keys of a recipe
+        return recipe
+
+    @property
+    def file(self) -> Path:
+        """The recipe's file; relative data paths are looked for beside it."""
+        return self._file
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.output.dir).expanduser() if self.output.dir else Path("runs") / self._file.stem
+
+    @property
+    def bf16(self) -> bool:
+        """Whether training runs under bfloat16 autocast."""
+        return self.model.compute_dtype == "bfloat16" if self.train.bf16 is None else self.train.bf16
+
+    @property
+    def eval_strategy(self) -> Interval:
+        """When to evaluate during training: by steps as soon as there is something to evaluate on."""
+        return self.train.eval_strategy or ("steps" if self.data.has_eval else "no")
+
+    @property
+    def eval_steps(self) -> int:
+        """Optimizer steps between evaluations: those between saves where nothing else is said."""
+        return self.train.eval_steps or self.train.save_steps
+
+    def dump(self) -> dict[str, Any]:
+        """All keys as plain JSON types, every None that has a meaning resolved. Holds nothing of the environment."""
+        data = self.model_dump(mode="json")
+        data["model"]["dtype"] = self.model.compute_dtype
+        data["train"].update(bf16=self.bf16, eval_strategy=self.eval_strategy, eval_steps=self.eval_steps)
+        data["output"]["dir"] = str(self.output_dir)
+        return data

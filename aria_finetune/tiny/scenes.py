@@ -1,0 +1,108 @@
+"""Pictures of one coloured shape, and questions about them whose answers are known.
+
+Used to pretrain the tiny Aria and to draw the visual task of the demo. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 30, 40),
+    "orange": (245, 130, 20),
+    "yellow": (245, 215, 40),
+    "green": (30, 150, 60),
+    "blue": (35, 70, 210),
+    "purple": (120, 40, 160),
+}
+WARM = ("red", "orange", "yellow")
+"""The colours called warm in the demo's task; the others are cool. Pretraining never says either word."""
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (250, 250, 250),
+    "grey": (150, 150, 150),
+    "black": (15, 15, 15),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+PLACES = ("left", "middle", "right")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is in one picture. `radius` and `centre` are fractions of the picture's side."""
+
+    colour: str
+    shape: str
+    background: str
+    place: str
+    centre: tuple[float, float]
+    radius: float
+    turn: float
+    side: int
+
+    @property
+    def questions(self) -> list[tuple[str, str]]:
+        """Question and answer pairs that pretraining uses."""
+        return [
+            ("What colour is the shape?", self.colour),
+            ("What shape is it?", self.shape),
+            ("Where is the shape?", self.place),
+            ("What colour is the background?", self.background),
+            ("Describe the picture.", f"A {self.colour} {self.shape} on a {self.background} background."),
+        ]
+
+    @property
+    def warmth(self) -> str:
+        """`warm` or `cool`, by colour alone."""
+        return "warm" if self.colour in WARM else "cool"
+
+
+def sample_scene(rng: random.Random, colour: str | None = None) -> Scene:
+    """Draw the content of a scene from `rng`; `colour` fixes the shape's colour."""
+    place = rng.choice(PLACES)
+    radius = rng.uniform(0.13, 0.24)
+    third = PLACES.index(place)
+    x = 0.22 + 0.28 * third + rng.uniform(-0.04, 0.04)
+    return Scene(
+        colour=colour or rng.choice(list(COLOURS)),
+        shape=rng.choice(SHAPES),
+        background=rng.choice(list(BACKGROUNDS)),
+        place=place,
+        centre=(x, rng.uniform(0.3, 0.7)),
+        radius=min(radius, x - 0.02, 0.98 - x),
+        turn=rng.uniform(-0.3, 0.3),
+        side=rng.choice((160, 200, 240)),
+    )
+
+
+def draw_scene(scene: Scene) -> Image.Image:
+    """RGB picture of `scene`, `scene.side` pixels on each side."""
+    picture = Image.new("RGB", (scene.side, scene.side), BACKGROUNDS[scene.background])
+    pen = ImageDraw.Draw(picture)
+    fill = COLOURS[scene.colour]
+    if scene.shape == "circle":
+        (x, y), r = scene.centre, scene.radius
+        corners = [(x - r) * scene.side, (y - r) * scene.side, (x + r) * scene.side, (y + r) * scene.side]
+        pen.ellipse(corners, fill=fill)
+    elif scene.shape == "cross":
+        for bar in ((1.0, 0.33), (0.33, 1.0)):
+            pen.polygon(_polygon(scene, [(-bar[0], -bar[1]), (bar[0], -bar[1]), bar, (-bar[0], bar[1])]), fill=fill)
+    else:
+        sides = 3 if scene.shape == "triangle" else 4
+        offset = -math.pi / 2 if sides == 3 else math.pi / 4
+        angles = [offset + 2 * math.pi * k / sides for k in range(sides)]
+        pen.polygon(_polygon(scene, [(math.cos(a), math.sin(a)) for a in angles]), fill=fill)
+    return picture
+
+
+def _polygon(scene: Scene, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    cos, sin = math.cos(scene.turn), math.sin(scene.turn)
+    (x, y), r = scene.centre, scene.radius
+    return [
+        ((x + r * (px * cos - py * sin)) * scene.side, (y + r * (px * sin + py * cos)) * scene.side)
+        for px, py in points
+    ]

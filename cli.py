@@ -1,0 +1,209 @@
+"""The commands. Thin: each reads its arguments, imports what it needs and calls one function.
+
+Nothing heavy is imported here, so that `--help` answers at once. Errors that a person can mend end with a
+message and exit code 2 (3 for too many rejected rows); `--debug` shows where they came from.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from aria_finetune import __version__
+from aria_finetune.errors import UserError
+
+INTERRUPTED = 130
+
+
+class CommandGroup(TyperGroup):
+    """Turns the project's errors into messages and exit codes."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the command; see the module's docstring for what becomes of errors."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
+
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the libraries say.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Fine-tune Aria, an open multimodal mixture-of-experts model, on one GPU."""
+    ctx.obj = debug
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/tiny.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
+Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter folder, or the folder of its run.")]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder to make.")]
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate all, build one batch, stop.")] = False,
+) -> None:
+    """Train an adapter."""
+    from aria_finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepare(ctx)
+    from aria_finetune import training
+
+    run = training.dry_run if dry_run else training.train
+    run(loaded, console())
+
+
+@app.command()
+def evaluate(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="Score this adapter beside the base.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for evaluation.json and predictions.jsonl.")] = Path(
+        "evaluation"
+    ),
+    blank_images: Annotated[bool, typer.Option(help="Also answer with every picture greyed out.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 8,
+) -> None:
+    """Answer held-out rows with base and adapter, and score both."""
+    from aria_finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepare(ctx)
+    from aria_finetune.evaluation import EvaluationOptions
+    from aria_finetune.evaluation import evaluate as run
+
+    run(loaded, output, EvaluationOptions(adapter, blank_images, max_new_tokens, batch_size), console())
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder in a known format.")],
+    output: Output,
+    format_name: Annotated[str, typer.Option("--format", help="Name of the format; see `formats`.")] = "auto",
+    media_root: Annotated[list[Path] | None, typer.Option(help="Where media lie; may be repeated.")] = None,
+    max_rejects: Annotated[int, typer.Option(min=0, help="Records that may be rejected.")] = 0,
+    verify: Annotated[Literal["none", "stat", "header", "decode"], typer.Option(help="How far to look.")] = "header",
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest image.")] = 64_000_000,
+) -> None:
+    """Turn data of any known format into the canonical data set."""
+    from aria_finetune.conversion import ConversionOptions
+    from aria_finetune.conversion import convert as run
+
+    roots = tuple(media_root or ())
+    options = ConversionOptions(format_name, roots, max_rejects, verify, max_pixels)
+    report = run(source, output, options)
+    typer.echo(
+        f"{report.read} read, {report.written} written, {report.rejected} rejected; the data set is in {output}/"
+    )
+    for reason, count in sorted(report.reasons.items()):
+        typer.echo(f"  rejected: {count} {reason}")
+
+
+@app.command()
+def formats(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one.")] = None) -> None:
+    """List the formats that can be read, or show one with an example."""
+    from aria_finetune.format_help import describe
+
+    typer.echo(describe(name))
+
+
+@app.command()
+def merge(
+    ctx: typer.Context,
+    adapter: Adapter,
+    output: Output,
+    base: Annotated[str | None, typer.Option(help="Folder or hub id of the original weights.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Load both models and compare their logits.")] = False,
+) -> None:
+    """Fold an adapter into the original weights."""
+    prepare(ctx)
+    from aria_finetune.adapter.merge import merge as run
+
+    merged = run(adapter, output, base=base, revision=revision)
+    typer.echo(f"{len(merged)} weights changed; the merged checkpoint is in {output}/")
+    if check:
+        from aria_finetune.adapter.drift import measure_drift
+
+        typer.echo(measure_drift(adapter, output, base=base, revision=revision).describe())
+
+
+@app.command()
+def export(
+    ctx: typer.Context,
+    adapter: Adapter,
+    output: Output,
+    base: Annotated[str | None, typer.Option(help="Base model that the adapter should name.")] = None,
+) -> None:
+    """Write a clean adapter folder to hand on."""
+    prepare(ctx)
+    from aria_finetune.adapter.export import export as run
+
+    typer.echo(f"wrote {', '.join(run(adapter, output, base=base))} to {output}/")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Copy this one here, with its data.")] = None,
+) -> None:
+    """List the shipped recipes, or copy one into the current folder."""
+    from aria_finetune.shipped_recipes import copy_recipe, describe_recipes
+
+    typer.echo(describe_recipes() if name is None else f"copied {copy_recipe(name, Path.cwd())}")
+
+
+@app.command()
+def doctor(ctx: typer.Context) -> None:
+    """Say what this machine has, what is missing, and how to get it."""
+    prepare(ctx)
+    from aria_finetune.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        typer.echo(finding.describe())
+    if any(finding.fatal for finding in findings):
+        raise typer.Exit(2)
+
+
+def prepare(ctx: typer.Context) -> None:
+    """Quieten the libraries, unless `--debug` was given."""
+    from aria_finetune.libraries import prepare_libraries
+
+    prepare_libraries(debug=bool(ctx.obj))
+
+
+def console() -> Any:
+    """Where progress and tables go: standard output, as wide as it is, or 100 columns in a file."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=100)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,122 @@
+"""Aria's own training format: JSON Lines in which parts mark the places of `images` and of one `video`.
+
+`{"messages": [{"role", "content": [{"type", "text"}]}], "images": [path] | null, "video": {path, num_frames} | null}`
+Image parts take `images` in order. Beyond the original loader a system turn is allowed, and a record may hold
+images and a video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aria_finetune.data_formats import fields, media_fields, placeholders
+from aria_finetune.data_formats.errors import RecordError
+from aria_finetune.data_formats.format import Format
+from aria_finetune.data_formats.record import Draft, MediaReference, Role
+from aria_finetune.data_formats.turns import Piece, Slot, Turn, draft, role
+
+_PART_KEYS = {"type", "text"}
+_KNOWN_KEYS = ("messages", "images", "video")
+
+
+def matches(record: object) -> bool:
+    """Every part of every turn has `type` and `text` at most, and `video` is an object if it is there."""
+    if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or "videos" in record:
+        return False
+    if not isinstance(record.get("video"), dict | None) or not isinstance(record.get("images"), list | None):
+        return False
+    contents = [message.get("content") for message in record["messages"] if isinstance(message, dict)]
+    return all(isinstance(content, list) and all(map(_is_part, content)) for content in contents)
+
+
+def marks(record: object) -> bool:
+    """A `video` object, or an image part without a reference: what the wider chat format does not write."""
+    if not isinstance(record, dict) or not matches(record):
+        return False
+    parts = [part for message in record["messages"] if isinstance(message, dict) for part in message["content"]]
+    return isinstance(record.get("video"), dict) or any(part.get("type") == "image" for part in parts)
+
+
+def convert(record: object) -> Iterator[Draft]:
+    """The one conversation of a record.
+
+    Raises:
+        RecordError: `bad_schema`, `bad_roles`, `unsupported_modality`, or `placeholder_mismatch` where parts and
+            media differ in number.
+    """
+    source = fields.mapping(record, "the record")
+    messages = fields.array(fields.required(source, "messages", "the record"), "messages")
+    turns = [_turn(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    turns, _ = placeholders.fill(turns, media_fields.images(source), _videos(source), add_missing=False)
+    yield draft(turns, meta=fields.rest(source, _KNOWN_KEYS))
+
+
+def _is_part(part: object) -> bool:
+    return isinstance(part, dict) and part.keys() <= _PART_KEYS
+
+
+def _turn(message: object, where: str) -> Turn:
+    turn = fields.mapping(message, where)
+    content = fields.array(fields.required(turn, "content", where), f"{where}.content")
+    speaker = role(turn.get("role"), where)
+    return Turn(
+        speaker, tuple(_piece(part, speaker, f"{where}.content[{number}]") for number, part in enumerate(content))
+    )
+
+
+def _piece(value: object, speaker: Role, where: str) -> Piece:
+    part = fields.mapping(value, where)
+    match part.get("type"):
+        case "text":
+            return fields.turn_text(part, "text", speaker, where)
+        case ("image" | "video") as kind:
+            if part.get("text"):
+                raise RecordError("bad_schema", f"{where} is of type {kind} and has text")
+            return Slot(kind)
+        case kind:
+            raise RecordError("unsupported_modality", f"{where} is of type {kind!r:.60}")
+
+
+def _videos(record: dict[str, Any]) -> list[MediaReference]:
+    if record.get("video") is None:
+        return []
+    video = fields.mapping(record["video"], "video")
+    frames = video.get("num_frames")
+    if frames is not None and (not isinstance(frames, int) or isinstance(frames, bool)):
+        raise fields.wrong(frames, "video.num_frames", "a whole number")
+    # The original loader reads null, 0 and below as "the default number".
+    wanted = frames if frames and frames > 0 else None
+    return [MediaReference("video", media_fields.reference(video, "video"), num_frames=wanted)]
+
+
+FORMAT = Format(
+    name="aria",
+    title="Aria's own JSON Lines",
+    schema=(
+        '{"messages": [{"role": "user" | "assistant" | "system",\n'
+        '               "content": [{"type": "text" | "image" | "video", "text": TEXT | null}]}],\n'
+        ' "images": [PATH] | null, "video": {"path": PATH, "num_frames": COUNT} | null}'
+    ),
+    example={
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image", "text": None}, {"type": "text", "text": "What is on the table?"}],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "A cup and two books."}]},
+        ],
+        "images": ["images/table.jpg"],
+        "video": None,
+    },
+    traps=(
+        "image parts take the entries of images in order; another number of them is placeholder_mismatch",
+        "video is one object, not a list; num_frames of 0 or null leaves the number to the recipe",
+        "a file of text records alone looks like messages as well and is read as that, with the same result",
+    ),
+    keys=frozenset(_KNOWN_KEYS),
+    matches=matches,
+    convert=convert,
+    narrower_than=("messages",),
+    marks=marks,
+)

@@ -1,0 +1,148 @@
+"""The canonical record: one conversation with its media, the only form the rest of the tool knows.
+
+Schema version 1. Every field is always present and no field changes its type, so JSON, Arrow and Parquet
+read it alike. Converters produce `Draft`s, whose media are still references; `Record` is what stands in a
+converted data set, its media checked, hashed and measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+Role = Literal["system", "user", "assistant", "tool"]
+PartType = Literal["text", "image", "video", "document"]
+ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
+PART_TYPES: tuple[str, ...] = ("text", "image", "video", "document")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a message: text, or the place of `media[media]`."""
+
+    type: PartType
+    text: str | None = None
+    media: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `train` false keeps an assistant turn out of the loss; None leaves it to `data.loss_on`."""
+
+    role: Role
+    content: tuple[Part, ...]
+    train: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MediaReference:
+    """A medium as the source names it: a path, a URL or a data URI in `reference`.
+
+    `start` and `end` are seconds of a clip, `num_frames` how many frames the source asks for, `page` the
+    page of a document, counted from 1.
+    """
+
+    kind: PartType
+    reference: str
+    start: float | None = None
+    end: float | None = None
+    num_frames: int | None = None
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a converter makes of one candidate of a source record."""
+
+    messages: tuple[Message, ...]
+    media: tuple[MediaReference, ...] = ()
+    references: tuple[str, ...] = ()
+    tools: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A medium that was checked. `path` is relative to the data set's folder, or absolute when referenced.
+
+    `width` and `height` are pixels as shown (after EXIF or stream rotation), `duration` seconds, `frames`
+    the number of decodable frames, `origin` the reference as the source gave it (data URIs shortened).
+    """
+
+    kind: PartType
+    path: str | None
+    sha256: str
+    mime: str
+    width: int
+    height: int
+    frames: int | None = None
+    duration: float | None = None
+    start: float | None = None
+    end: float | None = None
+    num_frames: int | None = None
+    page: int | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a record came from."""
+
+    format: str
+    file: str
+    ordinal: int
+    converter_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One conversation of the canonical data set; `meta` is a JSON object as text."""
+
+    id: str
+    messages: tuple[Message, ...]
+    media: tuple[Media, ...]
+    references: tuple[str, ...]
+    tools: str | None
+    meta: str
+    source: Source
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types, every field present."""
+        # dataclasses.asdict copies every value and took a third of a conversion's time.
+        return _plain(self) | {
+            "messages": [
+                _plain(message) | {"content": [_plain(part) for part in message.content]} for message in self.messages
+            ],
+            "media": [_plain(medium) for medium in self.media],
+            "references": list(self.references),
+            "source": _plain(self.source),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Record:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError: a field is missing, unknown or of the wrong type.
+        """
+        return cls(
+            id=data["id"],
+            messages=tuple(_message(message) for message in data["messages"]),
+            media=tuple(Media(**medium) for medium in data["media"]),
+            references=tuple(data["references"]),
+            tools=data["tools"],
+            meta=data["meta"],
+            source=Source(**data["source"]),
+        )
+
+
+def _plain(item: Part | Message | Media | Source | Record) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in item.__slots__}
+
+
+def _message(data: Mapping[str, Any]) -> Message:
+    return Message(role=data["role"], content=tuple(Part(**part) for part in data["content"]), train=data["train"])

@@ -1,0 +1,110 @@
+"""The formats there are, and which of them a source is written in.
+
+The table is static. A format is recognised by the keys of its records alone; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from aria_finetune.data_formats import aria, llava, messages
+from aria_finetune.data_formats.errors import FormatError
+from aria_finetune.data_formats.format import Format
+
+DETECTION_RECORDS = 100
+"""How many records at the head of a source have to agree on its format."""
+
+FORMATS: tuple[Format, ...] = (aria.FORMAT, llava.FORMAT, messages.FORMAT)
+"""All formats, in the order they are listed to people."""
+
+_MENTIONED_KEYS = 12
+
+
+def get(name: str, formats: Sequence[Format] = FORMATS) -> Format:
+    """The format called `name`.
+
+    Raises:
+        FormatError: there is none; it names the nearest.
+    """
+    for known in formats:
+        if known.name == name:
+            return known
+    nearest = difflib.get_close_matches(name, [known.name for known in formats], n=1)
+    meant = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise FormatError(f"there is no format {name!r}", fix=f"{meant}known formats: {_names(formats)}")
+
+
+def detect(records: Sequence[object], formats: Sequence[Format] = FORMATS) -> Format:
+    """The one format that fits all of the first `DETECTION_RECORDS` records.
+
+    Of two that fit, one that is `narrower_than` the other wins if any record has its marks, and gives way if none
+    has. Two that remain are never chosen between.
+
+    Raises:
+        FormatError: no record, no format that fits, records of different formats, or two formats that fit.
+    """
+    head = records[:DETECTION_RECORDS]
+    if not head:
+        raise FormatError("there is no record to recognise the format by", fix="check that the source is JSON")
+    fitting = [{known.name for known in formats if known.matches(record)} for record in head]
+    if not all(fitting):
+        raise _unknown(head, fitting, formats)
+    names = set.intersection(*fitting)
+    if not names:
+        raise _mixed(fitting)
+    kept = _without_neighbours([known for known in formats if known.name in names], head)
+    if len(kept) == 1:
+        return kept[0]
+    names_kept = _names(kept)
+    raise FormatError(f"more than one format fits: {names_kept}", fix=f"choose with --format, one of {names_kept}")
+
+
+def _without_neighbours(fitting: Sequence[Format], head: Sequence[object]) -> list[Format]:
+    names = {known.name for known in fitting}
+    out: set[str] = set()
+    for known in fitting:
+        wider = names.intersection(known.narrower_than)
+        if wider:
+            out |= wider if any(known.marks(record) for record in head) else {known.name}
+    return [known for known in fitting if known.name not in out]
+
+
+def _unknown(head: Sequence[object], fitting: Sequence[set[str]], formats: Sequence[Format]) -> FormatError:
+    number = next(number for number, names in enumerate(fitting) if not names)
+    keys = _keys(head[number])
+    if any(fitting):
+        seen = ", ".join(sorted(set().union(*fitting)))
+        message = f"mixed records: record {number} ({_shown(head[number])}) fits no format, others fit {seen}"
+        return FormatError(message, fix="mend the record, or name the format with --format to have it rejected")
+    nearest = max(formats, key=lambda known: len(known.keys & keys) / len(known.keys | keys))
+    hint = f"the nearest is {nearest.name} (`aria-finetune formats {nearest.name}`); " if nearest.keys & keys else ""
+    message = f"no known format fits its records ({_shown(head[number])})"
+    return FormatError(message, fix=f"{hint}known formats: {_names(formats)}")
+
+
+def _mixed(fitting: Sequence[set[str]]) -> FormatError:
+    for number, names in enumerate(fitting):
+        if not names & fitting[0]:
+            first, other = " or ".join(sorted(fitting[0])), " or ".join(sorted(names))
+            message = f"mixed records: record 0 is {first}, record {number} is {other}"
+            break
+    else:
+        message = "mixed records: no one format fits all of the first records"
+    return FormatError(message, fix="split the source by format, or choose one with --format to have the rest rejected")
+
+
+def _keys(record: object) -> set[str]:
+    return set(record) if isinstance(record, dict) else set()
+
+
+def _shown(record: object) -> str:
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__}, not an object"
+    names = sorted(record)[:_MENTIONED_KEYS]
+    more = ", ..." if len(record) > _MENTIONED_KEYS else ""
+    return f"keys: {', '.join(names)}{more}" if names else "no keys"
+
+
+def _names(formats: Sequence[Format]) -> str:
+    return ", ".join(known.name for known in formats)

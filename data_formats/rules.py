@@ -1,0 +1,75 @@
+"""What holds for every conversation whatever its format: the order of roles, answers, and characters.
+
+The engine applies `checked` to each draft, so a converter needs none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from aria_finetune.data_formats import fields
+from aria_finetune.data_formats.errors import RecordError
+from aria_finetune.data_formats.record import Draft, Message
+
+CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|img|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+"""Tokens that steer Aria; inside a text they are only characters, and the tokeniser stage keeps it so."""
+
+
+def checked(draft: Draft, *, evaluation: bool = False) -> Draft:
+    """The draft if it can be trained on, with what was noticed added to its repairs.
+
+    A system turn may only come first, a user turn comes next, and an answer comes last; turns of the same role may
+    follow each other. With `evaluation` the last answer may be missing, and an empty one is removed
+    (`empty_answer_removed`). Control tokens are kept and noticed (`control_token_in_text`).
+
+    Raises:
+        RecordError: `bad_roles`, `empty_answer` or `bad_text`.
+    """
+    if evaluation and draft.messages and _is_empty_answer(draft.messages[-1]):
+        draft = replace(draft, messages=draft.messages[:-1], repairs=(*draft.repairs, "empty_answer_removed"))
+    _check_roles(draft.messages, evaluation=evaluation)
+    _check_answers(draft.messages)
+    _check_characters(draft)
+    if any(token in text for text in _texts(draft.messages) for token in CONTROL_TOKENS):
+        draft = replace(draft, repairs=(*draft.repairs, "control_token_in_text"))
+    return draft
+
+
+def _check_roles(messages: tuple[Message, ...], *, evaluation: bool) -> None:
+    roles = [message.role for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if "system" in turns:
+        raise RecordError(
+            "bad_roles", f"turn {len(roles) - len(turns) + turns.index('system')} is a second system turn"
+        )
+    if turns[:1] != ["user"]:
+        raise RecordError("bad_roles", f"the first turn is {turns[0]}, not user" if turns else "there is no turn")
+    if evaluation or turns[-1] == "assistant":
+        return
+    if "assistant" not in turns:
+        raise RecordError("empty_answer", "there is no assistant turn")
+    raise RecordError("bad_roles", f"the last turn is {turns[-1]}, not assistant")
+
+
+def _check_answers(messages: tuple[Message, ...]) -> None:
+    for number, message in enumerate(messages):
+        if _is_empty_answer(message):
+            raise RecordError("empty_answer", f"turn {number} is an assistant turn without text")
+
+
+def _is_empty_answer(message: Message) -> bool:
+    return message.role == "assistant" and not any(text.strip() for text in _texts((message,)))
+
+
+def _texts(messages: tuple[Message, ...]) -> Iterator[str]:
+    return (part.text for message in messages for part in message.content if part.text is not None)
+
+
+def _check_characters(draft: Draft) -> None:
+    names = (medium.reference for medium in draft.media)
+    for text in (*_texts(draft.messages), *names, *draft.references, draft.tools or "", fields.json_text(draft.meta)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RecordError("bad_text", f"lone surrogate U+{ord(text[error.start]):04X}") from error

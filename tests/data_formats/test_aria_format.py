@@ -1,0 +1,124 @@
+"""Aria's own records against canonical ones written by hand."""
+
+import copy
+
+import pytest
+
+from aria_finetune.data_formats.aria import FORMAT
+from aria_finetune.data_formats.errors import RecordError
+from aria_finetune.data_formats.record import Draft, MediaReference, Message, Part
+from aria_finetune.data_formats.rules import checked
+
+
+def text(content):
+    return Part("text", text=content)
+
+
+def image(number):
+    return Part("image", media=number)
+
+
+def convert(record):
+    (draft,) = FORMAT.convert(record)
+    return checked(draft)
+
+
+def record(parts, **media):
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}
+    return {"messages": [{"role": "user", "content": parts}, answer], **media}
+
+
+IMAGE = {"type": "image", "text": None}
+VIDEO = {"type": "video", "text": None}
+ANSWER = Message("assistant", (text("Yes."),))
+
+
+def said(content):
+    return {"type": "text", "text": content}
+
+
+def test_image_parts_take_the_images_in_order():
+    parts = [said("One: "), IMAGE, said("\n"), said("Two: "), IMAGE, said("Same?")]
+    assert convert(record(parts, images=["b.jpg", "a.jpg"], video=None, id=7)) == Draft(
+        messages=(
+            Message("user", (text("One: "), image(0), text("\nTwo: "), image(1), text("Same?"))),
+            ANSWER,
+        ),
+        media=(MediaReference("image", "b.jpg"), MediaReference("image", "a.jpg")),
+        meta={"id": 7},
+    )
+
+
+def test_an_image_shown_twice_is_held_once_and_blank_text_beside_it_goes():
+    draft = convert(record([IMAGE, said("\n"), IMAGE, said("Same?")], images=["a.jpg", "a.jpg"]))
+    assert draft.messages[0].content == (image(0), image(0), text("Same?"))
+    assert draft.media == (MediaReference("image", "a.jpg"),)
+    assert draft.repairs == ("blank_text_dropped",)
+
+
+@pytest.mark.parametrize(("num_frames", "kept"), [(8, 8), (0, None), (-1, None), (None, None)])
+def test_a_video_asks_for_frames(num_frames, kept):
+    draft = convert(record([VIDEO, said("What?")], images=None, video={"path": "v.mp4", "num_frames": num_frames}))
+    assert draft.messages[0].content == (Part("video", media=0), text("What?"))
+    assert draft.media == (MediaReference("video", "v.mp4", num_frames=kept),)
+
+
+def test_images_and_a_video_together():
+    draft = convert(record([VIDEO, IMAGE, said("Is it there?")], images=["a.jpg"], video={"path": "v.mp4"}))
+    assert [part.type for part in draft.messages[0].content] == ["video", "image", "text"]
+    assert draft.media == (MediaReference("video", "v.mp4"), MediaReference("image", "a.jpg"))
+
+
+def test_text_alone_with_a_system_turn():
+    source = record([said("Really?")])
+    source["messages"].insert(0, {"role": "system", "content": [said("Be brief.")]})
+    assert convert(source).messages == (
+        Message("system", (text("Be brief."),)),
+        Message("user", (text("Really?"),)),
+        ANSWER,
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "media", "reason"),
+    [
+        ([IMAGE], {}, "placeholder_mismatch"),
+        ([IMAGE], {"images": []}, "placeholder_mismatch"),
+        ([IMAGE], {"images": ["a.jpg", "b.jpg"]}, "placeholder_mismatch"),
+        ([said("What?")], {"images": ["a.jpg"]}, "placeholder_mismatch"),
+        ([said("What?")], {"video": {"path": "v.mp4", "num_frames": 8}}, "placeholder_mismatch"),
+        ([VIDEO, VIDEO], {"video": {"path": "v.mp4", "num_frames": 8}}, "placeholder_mismatch"),
+        ([VIDEO], {"images": ["a.jpg"]}, "placeholder_mismatch"),
+        ([{"type": "audio", "text": None}], {}, "unsupported_modality"),
+        ([{"type": "image", "text": "a.jpg"}], {"images": ["a.jpg"]}, "bad_schema"),
+        ([{"type": "text", "text": None}], {}, "bad_schema"),
+        ([{"type": "text"}], {}, "bad_schema"),
+        (["What?"], {}, "bad_schema"),
+        ("What?", {}, "bad_schema"),
+        ([IMAGE], {"images": [1]}, "bad_schema"),
+        ([IMAGE], {"images": [""]}, "bad_schema"),
+        ([VIDEO], {"video": {"num_frames": 8}}, "bad_schema"),
+        ([VIDEO], {"video": {"path": "v.mp4", "num_frames": "8"}}, "bad_schema"),
+        ([VIDEO], {"video": {"path": "v.mp4", "num_frames": True}}, "bad_schema"),
+        ([said("What \ud800?")], {}, "bad_text"),
+    ],
+)
+def test_bad_records(parts, media, reason):
+    with pytest.raises(RecordError) as caught:
+        convert(record(parts, **media))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("answer", ["", " \n", None])
+def test_an_answer_without_text(answer):
+    source = record([said("What?")])
+    source["messages"][1]["content"][0]["text"] = answer
+    with pytest.raises(RecordError, match="empty_answer"):
+        convert(source)
+
+
+def test_the_source_record_is_left_as_it_was():
+    source = record([IMAGE, said("What?")], images=["a.jpg"])
+    before = copy.deepcopy(source)
+    convert(source)
+    assert source == before
