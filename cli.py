@@ -23,7 +23,7 @@ INTERRUPTED = 130
 class CommandGroup(TyperGroup):
     """Turns the project's errors into messages and exit codes."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command; see the module's docstring for what becomes of errors."""
         try:
             return super().invoke(ctx)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -91,7 +92,7 @@ def _load(folder: Path) -> AriaForConditionalGeneration:
     return model.eval()
 
 
-def _logits(model: torch.nn.Module, inputs: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+def _logits(model: Any, inputs: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """Logits (positions of all prompts, vocabulary), fp32."""
     rows = []
     for prompt in inputs:

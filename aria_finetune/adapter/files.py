@@ -58,7 +58,8 @@ class AdapterFiles:
         with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
             a_RI = opened.get_tensor(f"{name}.lora_A.weight").float()
             b_OR = opened.get_tensor(f"{name}.lora_B.weight").float()
-        return self.scaling * (b_OR @ a_RI)
+        delta_OI: torch.Tensor = self.scaling * (b_OR @ a_RI)
+        return delta_OI
 
 
 def open_adapter(folder: Path) -> AdapterFiles:
