@@ -40,17 +40,23 @@ class CommandGroup(TyperGroup):
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the libraries say.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, help="Print it and stop.", is_eager=True)
+    ] = False,
 ) -> None:
     """Fine-tune Aria, an open multimodal mixture-of-experts model, on one GPU."""
     ctx.obj = debug
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/tiny.yaml.")]

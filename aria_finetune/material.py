@@ -43,9 +43,12 @@ class Material:
         return [*self.train_rows.plans, *self.eval_rows.plans]
 
 
-def prepare(recipe: Recipe, media_store: Path) -> Material:
-    """Open the checkpoint, read its processor, and read and plan all rows for training."""
-    material, read = _open(recipe, media_store)
+def prepare(recipe: Recipe, media_store: Path, *, decode_media: bool = False) -> Material:
+    """Open the checkpoint, read its processor, and read and plan all rows for training.
+
+    `decode_media` decodes every picture of raw sources now, instead of only reading its header.
+    """
+    material, read = _open(recipe, media_store, decode_media=decode_media)
     train_rows = read(recipe.data.train)
     eval_rows = read(recipe.data.eval) if recipe.data.eval else RowSet()
     if recipe.data.eval_fraction is not None:
@@ -72,7 +75,7 @@ def prepare_prompts(recipe: Recipe, media_store: Path) -> Material:
     return replace(material, eval_rows=as_prompts(held, build_viewing(recipe, material.checkpoint), material.chat))
 
 
-def _open(recipe: Recipe, media_store: Path) -> tuple[Material, Callable[..., RowSet]]:
+def _open(recipe: Recipe, media_store: Path, *, decode_media: bool = False) -> tuple[Material, Callable[..., RowSet]]:
     """Material without rows, and the function that reads rows of some sources."""
     checkpoint = open_checkpoint(recipe.model.path, recipe.model.revision)
     processor = load_processor(checkpoint)
@@ -88,6 +91,7 @@ def _open(recipe: Recipe, media_store: Path) -> tuple[Material, Callable[..., Ro
             max_rejects=recipe.data.max_rejects,
             max_pixels=recipe.data.max_pixels,
             generation=generation,
+            decode_media=decode_media,
         )
 
     return Material(checkpoint, processor, chat, RowSet(), RowSet()), read

@@ -30,6 +30,22 @@ TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_ord
 
 
 @dataclass(frozen=True)
+class ErrorsAsBatches:
+    """A collator that hands a user's error over as a batch.
+
+    Raised in a worker of the loader, its message would arrive with the worker's traceback in it.
+    """
+
+    collator: Callable[[Sequence[Mapping[str, int]]], Batch]
+
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> Batch:
+        try:
+            return self.collator(features)
+        except UserError as error:
+            return {"user_error": error}
+
+
+@dataclass(frozen=True)
 class RowNames:
     """What the trainer needs to know of rows: how many there are and what to call one in a message."""
 
@@ -68,7 +84,7 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            data_collator=collator,
+            data_collator=ErrorsAsBatches(collator),
             train_dataset=Dataset.from_dict({"row": list(range(rows.train))}),
             eval_dataset=_dataset(range(rows.train, rows.train + rows.evaluation)),
             processing_class=processor,
@@ -85,6 +101,11 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder:  # noqa: ARG002 (Trainer's)
         return self._order
 
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
+        for batch in batch_samples:
+            _raise_carried(batch)
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def compute_loss(
         self,
         model: PeftModel,
@@ -93,6 +114,7 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """TRL's loss, with the features of the frozen vision tower computed first and without gradient."""
+        _raise_carried(inputs)
         tiles = {key: inputs.pop(key) for key in TILE_KEYS if key in inputs}
         rows = inputs.pop("rows").tolist()
         features = image_features(self.accelerator.unwrap_model(model).get_base_model(), tiles)
@@ -156,6 +178,11 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none into checkpoints: a card belongs to what is exported."""
+
+
+def _raise_carried(batch: Batch) -> None:
+    if "user_error" in batch:
+        raise batch["user_error"]
 
 
 def _dataset(rows: range) -> Dataset | None:

@@ -73,7 +73,7 @@ def train(recipe: Recipe, console: Console) -> Path:
 def dry_run(recipe: Recipe, console: Console) -> Batch:
     """Validate everything short of the weights, build one batch and print its shape; nothing is left on disk."""
     with tempfile.TemporaryDirectory() as store:
-        material = prepare(recipe, Path(store))
+        material = prepare(recipe, Path(store), decode_media=True)
         show_rows(material, console)
         order = EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed)
         first = list(order)[: recipe.train.per_device_train_batch_size]

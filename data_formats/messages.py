@@ -31,9 +31,10 @@ def matches(record: object) -> bool:
     if not isinstance(record, dict) or isinstance(record.get("video"), dict):
         return False
     keys = _conversation_keys(record)
-    if len(keys) != 1:
-        return False
-    turns = record[keys[0]]
+    return len(keys) == 1 and _say_role(record[keys[0]])
+
+
+def _say_role(turns: object) -> bool:
     return not isinstance(turns, list) or all("role" in turn for turn in turns if isinstance(turn, dict))
 
 
@@ -56,9 +57,9 @@ def convert(record: object) -> Iterator[Draft]:
 
 
 def _conversation_keys(record: Mapping[str, Any]) -> list[str]:
-    """The keys that may hold the conversation; of several only those that are not null."""
+    """The keys that may hold the conversation; of several only those that hold turns with roles."""
     keys = [key for key in _CONVERSATION_KEYS if key in record]
-    return keys if len(keys) < 2 else [key for key in keys if record[key] is not None]
+    return keys if len(keys) < 2 else [key for key in keys if record[key] is not None and _say_role(record[key])]
 
 
 def _messages(source: Mapping[str, Any]) -> tuple[str, list[Any]]:

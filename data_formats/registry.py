@@ -79,6 +79,7 @@ def _unknown(head: Sequence[object], fitting: Sequence[set[str]], formats: Seque
         return FormatError(message, fix="mend the record, or name the format with --format to have it rejected")
     nearest = max(formats, key=lambda known: len(known.keys & keys) / len(known.keys | keys))
     hint = f"the nearest is {nearest.name} (`aria-finetune formats {nearest.name}`); " if nearest.keys & keys else ""
+    hint += "if it is one of them all the same, name it with --format (format: in a recipe); "
     message = f"no known format fits its records ({_shown(head[number])})"
     return FormatError(message, fix=f"{hint}known formats: {_names(formats)}")
 

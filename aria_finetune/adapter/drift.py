@@ -53,7 +53,7 @@ def measure_drift(adapter: Path, merged: Path, *, base: str | None = None, revis
     Both run in the dtype of the checkpoint.
 
     Raises:
-        UserError: the merged checkpoint does not load completely.
+        UserError: one of the two checkpoints does not load completely.
     """
     files = open_adapter(adapter)
     checkpoint = open_checkpoint(base or base_of(files), revision)
@@ -88,7 +88,7 @@ def _inputs(chat: ChatTokenizer, image_tokens: int) -> list[dict[str, torch.Tens
 def _load(folder: Path) -> AriaForConditionalGeneration:
     model, report = AriaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     if report["missing_keys"] or report["unexpected_keys"]:
-        raise UserError("the merged checkpoint does not load completely", where=str(folder))
+        raise UserError("the checkpoint does not load completely", where=str(folder))
     return model.eval()
 
 

@@ -29,6 +29,9 @@ UNSUPPORTED = {
     "fan_in_fan_out": "transposed weights",
     "lora_bias": "biases",
     "trainable_token_indices": "trained token embeddings",
+    "alora_invocation_tokens": "an adapter that is active behind certain tokens only",
+    "layer_replication": "layers used more than once",
+    "use_qalora": "inputs pooled in groups",
 }
 """Features of PEFT that change what an adapter means, and that this reader would get wrong."""
 
@@ -105,6 +108,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{ADAPTER_CONFIG} is not valid JSON ({error})", where=str(folder)) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError("the adapter is not LoRA", where=str(folder))
+    if not all(isinstance(config.get(key), int | float) and config[key] > 0 for key in ("r", "lora_alpha")):
+        raise UserError(f"{ADAPTER_CONFIG} has no positive r and lora_alpha", where=str(folder))
     used = [meaning for key, meaning in UNSUPPORTED.items() if config.get(key)]
     if config.get("bias", "none") != "none":
         used.append("trained biases")

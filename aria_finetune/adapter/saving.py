@@ -12,6 +12,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AriaProcessor
 
+from aria_finetune.model.lora import saved_names
+
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -35,7 +37,7 @@ def check_saved(model: PeftModel, folder: Path) -> None:
         RuntimeError: a tensor is absent, unexpected, not finite, or differs.
     """
     saved = load_file(folder / ADAPTER_WEIGHTS)
-    held = {name.replace(".default", ""): parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    held = saved_names(model)
     if set(saved) != set(held):
         odd = sorted(set(saved) ^ set(held))
         raise RuntimeError(f"the saved adapter's keys differ from the model's, such as {odd[0]}")

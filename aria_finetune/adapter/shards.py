@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from aria_finetune.errors import UserError
 
@@ -34,9 +34,9 @@ def copy_shard(
             None where it stays. Only changed tensors are decoded, one at a time.
 
     Raises:
-        UserError: the file ends before its data do.
+        UserError: the source is not a whole safetensors file. Nothing is written then.
     """
-    with source.open("rb") as reader, target.open("xb") as writer, safe_open(source, "pt") as tensors:
+    with _opened(source) as tensors, source.open("rb") as reader, target.open("xb") as writer:
         length = int.from_bytes(reader.read(LENGTH_BYTES), "little")
         header = reader.read(length)
         writer.write(length.to_bytes(LENGTH_BYTES, "little") + header)
@@ -50,6 +50,13 @@ def copy_shard(
                 writer.write(_bytes(compute(tensors.get_tensor(name)), end - start, name))
         writer.flush()
         os.fsync(writer.fileno())
+
+
+def _opened(source: Path) -> Any:
+    try:
+        return safe_open(source, "pt")
+    except SafetensorError as error:
+        raise UserError(f"the shard can't be read ({error})", where=str(source), fix="download it again") from error
 
 
 def _in_file_order(header: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

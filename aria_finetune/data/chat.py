@@ -7,8 +7,10 @@ authors' training code has it, and never an image token. Knows nothing of files 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -73,7 +75,13 @@ class ChatTokenizer:
                 fix="use the tokenizer files of rhymes-ai/Aria",
             )
         self.start, self.end, self.prefix, self.suffix, self.image = (vocabulary[token] for token in CONTROL_TOKENS)
-        self._control_ids = {self.start, self.end, self.prefix, self.suffix, self.image}
+        special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= {token: vocabulary[token] for token in CONTROL_TOKENS}
+        self._special_strings = re.compile("|".join(map(re.escape, special)))
+        # Unknown characters become `<unk>` in any text.
+        self._forbidden_ids = set(special.values()) - {tokenizer.unk_token_id}
+        alone = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self._marks_beginnings = alone != self._encode_behind_control("a")
 
     def encode(
         self, turns: Sequence[Turn], *, loss_on: LossOn = "assistant", generation_prompt: bool = False
@@ -122,21 +130,25 @@ class ChatTokenizer:
         """Ids of a run of plain text as it reads behind a control token; never a control token itself."""
         if not text:
             return []
-        if any(token in text for token in self._special_strings()):
+        if self._special_strings.search(text):
             return self._encode_literally(text)
-        # Encoded behind a control token and cut, because sentence-piece tokenizers put a space before text
+        return self._encode_behind_control(text)
+
+    def _encode_behind_control(self, text: str) -> list[int]:
+        # Encoded with a control token and cut, because sentence-piece tokenizers put a space before text
         # that begins a string.
         ids: list[int] = self.tokenizer(CONTROL_TOKENS[1] + text, add_special_tokens=False)["input_ids"]
         return ids[1:]
 
     def _encode_literally(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if self._control_ids & set(ids):
+        if self._marks_beginnings:
+            # No control token can stand in front here, so special strings are cut behind their first character.
+            cuts = [0, *(found.start() + 1 for found in self._special_strings.finditer(text)), len(text)]
+            ids = [index for cut in pairwise(cuts) for index in self._encode_behind_control(text[slice(*cut)])]
+        if not self._forbidden_ids.isdisjoint(ids):
             raise UserError(
                 "the tokenizer turns control tokens inside text into control, so a user could forge a turn",
                 fix="use the fast tokenizer of rhymes-ai/Aria (tokenizer.json)",
             )
         return ids
-
-    def _special_strings(self) -> list[str]:
-        return list(self.tokenizer.all_special_tokens) + list(CONTROL_TOKENS)

@@ -70,6 +70,7 @@ def load_rows(
     max_rejects: int = 0,
     max_pixels: int = 64_000_000,
     generation: bool = False,
+    decode_media: bool = False,
 ) -> RowSet:
     """Read and plan every row of `sources`.
 
@@ -81,6 +82,7 @@ def load_rows(
         max_rejects: how many records may be rejected, rows that are too long or without labels aside.
         max_pixels: limit of one image.
         generation: plan prompts for answers to be generated.
+        decode_media: decode the pictures of raw sources instead of only reading their headers.
 
     Raises:
         TooManyRejects: more records were rejected than `max_rejects`.
@@ -88,8 +90,15 @@ def load_rows(
     """
     rows = RowSet()
     for source in sources:
-        start = len(rows.plans)
-        for record in _records(source, rows.rejects.append, media_store, max_pixels, evaluation=generation):
+        options = ConversionOptions(
+            format=source.format,
+            media_roots=source.media_roots,
+            verify="decode" if decode_media else "header",
+            max_pixels=max_pixels,
+            evaluation=generation,
+        )
+        start, rejected = len(rows.plans), len(rows.rejects)
+        for record in _records(source, options, rows.rejects.append, media_store):
             try:
                 rows.plans.append(plan_row(record, viewing, chat, generation=generation))
             except RecordError as error:
@@ -102,13 +111,13 @@ def load_rows(
                 rows.rejects.append(_rejected(record, error))
         rows.spans.append(range(start, len(rows.plans)))
         rows.weights.append(source.weight)
+        _check_rejects(rows.rejects, max_rejects)
         if start == len(rows.plans):
             raise UserError(
-                "no row is left" + _summary(rows.rejects),
+                "no row is left" + _summary(rows.rejects[rejected:]),
                 where=str(source.path),
                 fix="the source is empty or every row of it was rejected",
             )
-    _check_rejects(rows.rejects, max_rejects)
     return rows
 
 
@@ -147,7 +156,7 @@ class EpochOrder(Sampler[int]):
     """Row numbers of one epoch: every source by its weight, exactly, in an order drawn from (seed, epoch).
 
     A weight of 2.25 gives each row twice and a quarter of the rows once more; which quarter moves on from epoch
-    to epoch until every row has had its turn.
+    to epoch until every row has had its turn. Shares are rounded, to no less than one row.
     """
 
     def __init__(self, spans: Sequence[range], weights: Sequence[float], seed: int) -> None:
@@ -172,29 +181,22 @@ class EpochOrder(Sampler[int]):
         return iter(rows)
 
     def _rotating(self, number: int, span: range, count: int) -> list[int]:
-        """`count` rows from an endless row of shuffled decks, where the last epoch left off."""
-        rows: list[int] = []
-        for position in range(self.epoch * count, (self.epoch + 1) * count):
-            cycle, place = divmod(position, len(span))
-            if place == 0 or not rows:
-                deck = list(span)
-                random.Random(f"{self.seed}:source:{number}:deck:{cycle}").shuffle(deck)  # noqa: S311
-            rows.append(deck[place])
-        return rows
+        """`count` different rows, going round a shuffled deck from where the last epoch left off."""
+        deck = list(span)
+        random.Random(f"{self.seed}:source:{number}").shuffle(deck)  # noqa: S311 (a seeded order)
+        start = self.epoch * count
+        return [deck[position % len(deck)] for position in range(start, start + count)]
 
 
 def _share(span: range, weight: float) -> int:
-    return int(len(span) * weight + 0.5)
+    return max(min(len(span), 1), int(len(span) * weight + 0.5))
 
 
 def _records(
-    source: DataSource, on_reject: Callable[[Reject], None], media_store: Path, max_pixels: int, *, evaluation: bool
+    source: DataSource, options: ConversionOptions, on_reject: Callable[[Reject], None], media_store: Path
 ) -> Iterator[Record]:
     if is_dataset(source.path):
         return read_dataset(source.path)
-    options = ConversionOptions(
-        format=source.format, media_roots=source.media_roots, max_pixels=max_pixels, evaluation=evaluation
-    )
     return read_records(source.path, options, on_reject=on_reject, media_store=media_store)
 
 

@@ -89,21 +89,39 @@ def plan_row(record: Record, viewing: Viewing, chat: ChatTokenizer, *, generatio
     Raises:
         RecordError: `too_long`, `no_label`, `unsupported_modality`, or the reason for which a video can't be used.
     """
-    clips = {index: _clip_times(media, viewing) for index, media in enumerate(record.media) if media.kind == "video"}
+    clips = {index: _open_clip(media, viewing) for index, media in enumerate(record.media) if media.kind == "video"}
     plan = _fitting_plan(record, viewing, chat, clips, generation=generation)
     if not generation and plan.labels == 0:
         raise RecordError("no_label", "no token of the row is in the loss")
     return plan
 
 
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """The part of a video from `start` to `end`; `times` and both of them are seconds of the whole video."""
+
+    times: tuple[float, ...]
+    start: float | None
+    end: float | None
+    wanted: int
+
+    def spread(self, count: int) -> tuple[float, ...]:
+        """Times of `count` frames, or of all there are, evenly over the part."""
+        try:
+            return tuple(choose_times(self.times, count, self.start, self.end))
+        except MediaError as error:
+            raise RecordError(error.reason, error.detail) from error
+
+
 def _fitting_plan(
-    record: Record, viewing: Viewing, chat: ChatTokenizer, clips: dict[int, tuple[float, ...]], *, generation: bool
+    record: Record, viewing: Viewing, chat: ChatTokenizer, clips: Mapping[int, _Clip], *, generation: bool
 ) -> RowPlan:
+    shown = {index: clip.spread(clip.wanted) for index, clip in clips.items()}
     messages = _prompt(record.messages) if generation else record.messages
     shortest: RowPlan | None = None
     for image_tile in _image_tiles(record, viewing):
         layout = _Layout(record, messages, viewing, image_tile)
-        plan = layout.plan(clips, chat, generation=generation)
+        plan = layout.plan(shown, chat, generation=generation)
         if plan.tokens <= viewing.max_tokens:
             return plan
         shortest = plan
@@ -116,14 +134,15 @@ def _fitting_plan(
 
 
 def _fewer_frames(
-    layout: _Layout, clips: dict[int, tuple[float, ...]], chat: ChatTokenizer, max_tokens: int, *, generation: bool
+    layout: _Layout, clips: Mapping[int, _Clip], chat: ChatTokenizer, max_tokens: int, *, generation: bool
 ) -> RowPlan | None:
     """The plan with the most frames per video that fits, or None if one frame each is too many."""
     fitting = None
-    low, high = 1, max(map(len, clips.values())) - 1
+    low, high = 1, max(len(clip.spread(clip.wanted)) for clip in clips.values()) - 1
     while low <= high:
         middle = (low + high) // 2
-        thinned = {index: tuple(choose_times(times, middle)) for index, times in clips.items()}
+        # Chosen anew from the whole clip: taken from frames chosen before, they would lean to its end.
+        thinned = {index: clip.spread(min(middle, clip.wanted)) for index, clip in clips.items()}
         plan = layout.plan(thinned, chat, generation=generation)
         if plan.tokens <= max_tokens:
             fitting, low = plan, middle + 1
@@ -134,20 +153,20 @@ def _fewer_frames(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Turns a record's messages into turns and sights, still images at one tile size."""
+    """Turns a record's messages into turns and sights; with `auto`, `image_tile` is that of large still images."""
 
     record: Record
     messages: tuple[Message, ...]
     viewing: Viewing
     image_tile: int
 
-    def plan(self, clips: Mapping[int, tuple[float, ...]], chat: ChatTokenizer, *, generation: bool) -> RowPlan:
+    def plan(self, shown: Mapping[int, tuple[float, ...]], chat: ChatTokenizer, *, generation: bool) -> RowPlan:
         sights: list[Sight] = []
-        turns = tuple(self._turn(message, clips, sights) for message in self.messages)
+        turns = tuple(self._turn(message, shown, sights) for message in self.messages)
         encoding = chat.encode(turns, loss_on=self.viewing.loss_on, generation_prompt=generation)
         return RowPlan(self.record, turns, tuple(sights), len(encoding.ids), encoding.label_count)
 
-    def _turn(self, message: Message, clips: Mapping[int, tuple[float, ...]], sights: list[Sight]) -> Turn:
+    def _turn(self, message: Message, shown: Mapping[int, tuple[float, ...]], sights: list[Sight]) -> Turn:
         content: list[Text | Picture] = []
         for part in message.content:
             if part.type == "text":
@@ -155,15 +174,15 @@ class _Layout:
             elif part.type == "image" and part.media is not None:
                 content.append(self._show(self._image(part.media), sights))
             elif part.type == "video" and part.media is not None:
-                content.extend(self._frames(part.media, clips[part.media], sights))
+                content.extend(self._frames(part.media, shown[part.media], sights))
             else:
                 raise RecordError("unsupported_modality", f"a part of type {part.type} can't be shown")
         return Turn(message.role, tuple(content), message.train)
 
     def _image(self, index: int) -> Sight:
         media = self.record.media[index]
-        split = self.viewing.split_images
-        return Sight(index, self.image_tile, tile_count(media.width, media.height, self.image_tile, split=split))
+        tile = self.image_tile if self.viewing.image_size != "auto" or _is_large(media) else SMALL
+        return Sight(index, tile, tile_count(media.width, media.height, tile, split=self.viewing.split_images))
 
     def _frames(self, index: int, times: Iterable[float], sights: list[Sight]) -> list[Text | Picture]:
         tile = SMALL if self.viewing.image_size == "auto" else self.viewing.image_size
@@ -185,17 +204,20 @@ def _image_tiles(record: Record, viewing: Viewing) -> list[int]:
     """Tile sizes to try for still images, the best first."""
     if viewing.image_size != "auto":
         return [viewing.image_size]
-    large = any(media.kind == "image" and max(media.width, media.height) > SMALL for media in record.media)
+    large = any(media.kind == "image" and _is_large(media) for media in record.media)
     return [LARGE, SMALL] if large else [SMALL]
 
 
-def _clip_times(media: Media, viewing: Viewing) -> tuple[float, ...]:
+def _is_large(media: Media) -> bool:
+    return max(media.width, media.height) > SMALL
+
+
+def _open_clip(media: Media, viewing: Viewing) -> _Clip:
     try:
-        info = probe_video(Path(media.path or ""), viewing.video_limits)
-        wanted = media.num_frames or viewing.num_frames
-        return tuple(choose_times(info.times, wanted, media.start, media.end))
+        times = probe_video(Path(media.path or ""), viewing.video_limits).times
     except MediaError as error:
         raise RecordError(error.reason, error.detail) from error
+    return _Clip(times, media.start, media.end, media.num_frames or viewing.num_frames)
 
 
 def _prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -109,7 +109,7 @@ def checkpoint_folder(path: str, revision: str | None = None) -> Path:
 
 def _weight_files(folder: Path) -> dict[str, str]:
     if (folder / INDEX).is_file():
-        files: dict[str, str] = _read_json(folder / INDEX).get("weight_map", {})
+        files = _indexed_files(folder / INDEX)
     elif (folder / SINGLE).is_file():
         files = dict.fromkeys(_names(folder / SINGLE), SINGLE)
     else:
@@ -132,6 +132,17 @@ def _weight_files(folder: Path) -> dict[str, str]:
                 where=str(folder / shard),
                 fix="download the shard again",
             )
+    return files
+
+
+def _indexed_files(index: Path) -> dict[str, str]:
+    files = _read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise UserError("the index names no tensor (weight_map)", where=str(index), fix="download it again")
+    # Merging writes files by these names: one with a folder in it could lie outside the output.
+    foreign = sorted(str(name) for name in files.values() if not isinstance(name, str) or Path(name).name != name)
+    if foreign:
+        raise UserError(f"the index names a file that is not in its folder: {foreign[0]}", where=str(index))
     return files
 
 

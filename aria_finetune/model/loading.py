@@ -16,7 +16,7 @@ from transformers.models.aria.image_processing_pil_aria import AriaImageProcesso
 from aria_finetune.errors import UserError
 from aria_finetune.model.components import Component, components
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
-from aria_finetune.model.nf4 import AriaNF4Config, unquantised_experts
+from aria_finetune.model.nf4 import AriaNF4Config, misshapen_weights, unquantised_experts
 from aria_finetune.model.router import install_float32_routers
 
 Experts = Literal["nf4", "bf16", "fp32"]
@@ -69,10 +69,11 @@ def load_model(
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told below, with names and shapes
         experts_implementation={"text_config": implementation},
         **extra,
     )
-    _check_complete(report, checkpoint)
+    _check_complete(report, misshapen_weights(model), checkpoint)
     install_float32_routers(model, lambda layer: checkpoint.read(ROUTER_KEY.format(layer=layer)))
     if experts == "nf4":
         _check_quantised(model)
@@ -89,9 +90,12 @@ def load_processor(checkpoint: HubCheckpoint) -> AriaProcessor:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         if not hasattr(tokenizer, "image_token"):  # checkpoints from before transformers knew Aria
-            tokenizer.add_special_tokens({"image_token": "<|img|>"})
+            named = {"image_token": "<|img|>"}
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.folder, trust_remote_code=False, extra_special_tokens=named
+            )
         image_processor = AriaImageProcessorPil.from_pretrained(checkpoint.folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"tokenizer or image processor can't be loaded ({error})",
             where=str(checkpoint.folder),
@@ -104,21 +108,27 @@ def load_processor(checkpoint: HubCheckpoint) -> AriaProcessor:
     return AriaProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
 
-def _check_complete(report: dict[str, Any], checkpoint: HubCheckpoint) -> None:
-    problems = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in report.get(kind) or ())
-        if keys:
-            more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-            problems.append(f"{len(keys)} {kind.replace('_', ' ')}: {', '.join(keys[:NAMED_KEYS])}{more}")
-    if report.get("error_msgs"):
-        problems += [str(message) for message in report["error_msgs"]]
+def _check_complete(
+    report: dict[str, Any], misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]], checkpoint: HubCheckpoint
+) -> None:
+    shapes = [(name, tuple(shape), tuple(due)) for name, shape, due in report["mismatched_keys"]] + misshapen
+    found = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "misshapen": [f"{name} {shape} instead of {due}" for name, shape, due in shapes],
+    }
+    problems = [_named(kind, sorted(keys)) for kind, keys in found.items() if keys]
     if problems:
         raise UserError(
             "the weights don't fit Aria's architecture: " + "; ".join(problems),
             where=str(checkpoint.folder),
             fix="download the checkpoint again, or check that config.json belongs to these weights",
         )
+
+
+def _named(kind: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
+    return f"{len(keys)} {kind} keys: {', '.join(keys[:NAMED_KEYS])}{more}"
 
 
 def _check_quantised(model: AriaForConditionalGeneration) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AriaForConditionalGeneration
 
@@ -56,7 +59,7 @@ def add_lora(model: AriaForConditionalGeneration, plan: LoraPlan, *, base_name: 
         target_parameters=[ROUTER] if "router" in plan.targets else None,
         task_type="CAUSAL_LM",
     )
-    model.config.name_or_path = base_name  # PEFT takes the adapter's base from here
+    model.name_or_path = base_name  # PEFT takes the name of the adapter's base from here
     torch.manual_seed(seed)
     peft_model = get_peft_model(model, config)
     for name, parameter in peft_model.named_parameters():
@@ -88,6 +91,11 @@ def expected_keys(layers: int, targets: Sequence[Target]) -> set[str]:
     }
 
 
+def saved_names(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Adapter tensors of `model` by the names they have in an adapter file, without copies."""
+    return {name.replace(".default", ""): tensor for name, tensor in model.named_parameters() if ".lora_" in name}
+
+
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
     """Trainable tensors by their names in the model, without copies."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -99,11 +107,18 @@ def load_adapter(model: AriaForConditionalGeneration, folder: str) -> PeftModel:
     Raises:
         UserError: the folder holds no adapter, or one that does not fit this model.
     """
+    fix = "give the adapter folder of a finished run, and the model it was trained on"
+    # PEFT would look on the hub for a folder that is absent, and open a pickle where safetensors are.
+    if not all((Path(folder) / name).is_file() for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)):
+        raise UserError(f"{CONFIG_NAME} or {SAFETENSORS_WEIGHTS_NAME} is not there", where=folder, fix=fix)
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=False)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"the adapter can't be loaded ({error})",
-            where=folder,
-            fix="give the adapter folder of a finished run, and the model it was trained on",
-        ) from error
+        with safe_open(Path(folder) / SAFETENSORS_WEIGHTS_NAME, "pt") as opened:
+            stored = set(opened.keys())
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
+    except (SafetensorError, ValueError, TypeError, OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"the adapter can't be loaded ({error})", where=folder, fix=fix) from error
+    # PEFT passes over tensors that the model has no place for, and only warns of places left empty.
+    odd = sorted(stored ^ set(saved_names(adapted)))
+    if odd:
+        raise UserError(f"the adapter does not fit: {len(odd)} tensor(s) such as {odd[0]}", where=folder, fix=fix)
+    return adapted

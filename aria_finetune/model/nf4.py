@@ -8,6 +8,7 @@ lm_head stay as they are. Knows nothing of LoRA or training.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import bitsandbytes as bnb
@@ -54,13 +55,24 @@ def quantize_experts(weight_EIO: torch.Tensor) -> tuple[torch.Tensor, QuantState
         packed.append(data)
         scales.append(state.absmax)
         code = state.code
-    scale = torch.cat(scales)
+    return torch.cat(packed), double_quantised(torch.cat(scales), code, weight_EIO.shape, weight_EIO.dtype)
+
+
+def double_quantised(scale: torch.Tensor, code: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> QuantState:
+    """State of NF4 weights whose scales are themselves quantised, to 8 bit in blocks of 256.
+
+    Args:
+        scale: fp32 (weights / 64), the largest magnitude of every block of 64 weights.
+        code: the 16 values of NF4, fp32.
+        shape: of the dequantised weights.
+        dtype: of the dequantised weights.
+    """
     offset = scale.mean()
     nested_scale, nested_state = quantize_blockwise(scale - offset, blocksize=NESTED_BLOCK)
-    return torch.cat(packed), QuantState(
+    return QuantState(
         absmax=nested_scale,
-        shape=weight_EIO.shape,
-        dtype=weight_EIO.dtype,
+        shape=shape,
+        dtype=dtype,
         blocksize=BLOCK,
         code=code,
         quant_type="nf4",
@@ -153,7 +165,7 @@ def _dequantise_on_access(experts: AriaExperts) -> None:
     """Make `experts.gate_up_proj` and `.down_proj` read as dense tensors, dequantised when used."""
     for name in EXPERT_TENSORS:
         parameter = getattr(experts, name)
-        state = parameter.quant_state
+        state = getattr(parameter, "quant_state", None)
         if state is None:
             continue  # `unquantised_experts` names it, with its layer
         setattr(experts, name, nn.Parameter(parameter.data, requires_grad=False))
@@ -166,6 +178,27 @@ def expert_state(experts: AriaExperts, name: str) -> tuple[torch.Tensor, QuantSt
     if name not in parametrisations:
         return None
     return parametrisations[name].original, parametrisations[name][0].quant_state
+
+
+def misshapen_weights(model: nn.Module) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Name, shape and due shape of every 4-bit weight that does not fit its module.
+
+    transformers compares the shapes of dense weights only: another shape in 4 bit would load without a word.
+    """
+    packed = [found for path, module in model.named_modules() for found in _packed(path, module)]
+    return [(name, tuple(state.shape), due) for name, state, due in packed if tuple(state.shape) != due]
+
+
+def _packed(path: str, module: nn.Module) -> Iterator[tuple[str, QuantState, tuple[int, ...]]]:
+    """Name, quantisation state and due shape of the 4-bit weights that `module` itself holds."""
+    if isinstance(module, AriaExperts):
+        due_sides = ((module.hidden_dim, 2 * module.intermediate_dim), (module.intermediate_dim, module.hidden_dim))
+        for tensor, sides in zip(EXPERT_TENSORS, due_sides, strict=True):
+            found = expert_state(module, tensor)
+            if found is not None:
+                yield f"{path}.{tensor}", found[1], (module.num_experts, *sides)
+    elif isinstance(module, bnb.nn.Linear4bit) and hasattr(module.weight, "quant_state"):
+        yield f"{path}.weight", module.weight.quant_state, (module.out_features, module.in_features)
 
 
 def unquantised_experts(model: nn.Module) -> list[str]:

@@ -24,8 +24,8 @@ from aria_finetune.tiny.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, Scen
 TEXT_FACTS = [
     ("Say hello.", "Hello! How can I help you?"),
     ("What can you do?", "I can look at pictures and talk about them."),
-    ("How many sides has a triangle?", "A triangle has three sides."),
-    ("How many sides has a square?", "A square has four sides."),
+    ("What is a ring?", "A circle with a hole."),
+    ("What is a bar?", "A shape that lies."),
     ("What is the colour of grass?", "Grass is green."),
     ("What is the colour of the sky?", "The sky is blue."),
     ("Count to five.", "One, two, three, four, five."),

@@ -5,7 +5,6 @@ Used to pretrain the tiny Aria and to draw the visual task of the demo. Knows no
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 
@@ -27,7 +26,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "grey": (150, 150, 150),
     "black": (15, 15, 15),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "ring", "bar", "pillar")
+"""A disc, a hollow disc, and oblongs that lie or stand."""
 PLACES = ("left", "middle", "right")
 
 
@@ -41,7 +41,6 @@ class Scene:
     place: str
     centre: tuple[float, float]
     radius: float
-    turn: float
     side: int
 
     @property
@@ -64,7 +63,6 @@ class Scene:
 def sample_scene(rng: random.Random, colour: str | None = None) -> Scene:
     """Draw the content of a scene from `rng`; `colour` fixes the shape's colour."""
     place = rng.choice(PLACES)
-    radius = rng.uniform(0.13, 0.24)
     third = PLACES.index(place)
     x = 0.22 + 0.28 * third + rng.uniform(-0.04, 0.04)
     return Scene(
@@ -73,8 +71,7 @@ def sample_scene(rng: random.Random, colour: str | None = None) -> Scene:
         background=rng.choice(list(BACKGROUNDS)),
         place=place,
         centre=(x, rng.uniform(0.3, 0.7)),
-        radius=min(radius, x - 0.02, 0.98 - x),
-        turn=rng.uniform(-0.3, 0.3),
+        radius=rng.uniform(0.11, 0.17),
         side=rng.choice((160, 200, 240)),
     )
 
@@ -85,24 +82,19 @@ def draw_scene(scene: Scene) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     fill = COLOURS[scene.colour]
     if scene.shape == "circle":
-        (x, y), r = scene.centre, scene.radius
-        corners = [(x - r) * scene.side, (y - r) * scene.side, (x + r) * scene.side, (y + r) * scene.side]
-        pen.ellipse(corners, fill=fill)
-    elif scene.shape == "cross":
-        for bar in ((1.0, 0.33), (0.33, 1.0)):
-            pen.polygon(_polygon(scene, [(-bar[0], -bar[1]), (bar[0], -bar[1]), bar, (-bar[0], bar[1])]), fill=fill)
+        pen.ellipse(_box(scene, 1, 1), fill=fill)
+    elif scene.shape == "ring":
+        pen.ellipse(_box(scene, 1.2, 1.2), fill=fill)
+        pen.ellipse(_box(scene, 0.75, 0.75), fill=BACKGROUNDS[scene.background])
+    elif scene.shape == "bar":
+        pen.rectangle(_box(scene, 1.25, 0.35), fill=fill)
     else:
-        sides = 3 if scene.shape == "triangle" else 4
-        offset = -math.pi / 2 if sides == 3 else math.pi / 4
-        angles = [offset + 2 * math.pi * k / sides for k in range(sides)]
-        pen.polygon(_polygon(scene, [(math.cos(a), math.sin(a)) for a in angles]), fill=fill)
+        pen.rectangle(_box(scene, 0.35, 1.6), fill=fill)
     return picture
 
 
-def _polygon(scene: Scene, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    cos, sin = math.cos(scene.turn), math.sin(scene.turn)
+def _box(scene: Scene, wide: float, high: float) -> list[float]:
+    """Corners in pixels of a box around the centre, `wide` and `high` times the radius to each side."""
     (x, y), r = scene.centre, scene.radius
-    return [
-        ((x + r * (px * cos - py * sin)) * scene.side, (y + r * (px * sin + py * cos)) * scene.side)
-        for px, py in points
-    ]
+    corners = (x - wide * r, y - high * r, x + wide * r, y + high * r)
+    return [corner * scene.side for corner in corners]
