@@ -30,7 +30,7 @@ class TooManyRejects(UserError):
 
 
 class MediaError(Exception):
-    """One image, video or document can't be used; `reason` is a code of docs/rejects.md.
+    """One image, video or document can't be used; `reason` is a reason code of docs/data.md.
 
     Not a `UserError`: whoever reads the row decides whether it is rejected or ends the run.
     """

@@ -39,6 +39,7 @@ class ErrorsAsBatches:
     collator: Callable[[Sequence[Mapping[str, int]]], Batch]
 
     def __call__(self, features: Sequence[Mapping[str, int]]) -> Batch:
+        """The collator's batch, or `{"user_error": error}`."""
         try:
             return self.collator(features)
         except UserError as error:

@@ -62,7 +62,11 @@ def train(recipe: Recipe, console: Console) -> Path:
         run.began = True
         run.write({"status": "running", **description})
         write_rejects([*material.train_rows.rejects, *material.eval_rows.rejects], run.path / REJECTS_FILE)
-        trainer.train()
+        try:
+            trainer.train()
+        except BaseException as error:
+            run.write({"status": "stopped", "stopped_by": type(error).__name__, **description})
+            raise
         save_adapter(model, run.adapter, material.processor)
         draw_losses(run.metrics(), run.path / PICTURE_FILE)
         run.write({"status": "finished", **description, **describe_result(trainer, run, began)})

@@ -13,7 +13,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState, quantize_4bit, quantize_blockwise
+from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, quantize_blockwise
 from bitsandbytes.nn.parametrize import replace_parameter_4bit_prequantized
 from torch import nn
 from transformers import BitsAndBytesConfig
@@ -49,21 +49,19 @@ def quantize_experts(weight_EIO: torch.Tensor) -> tuple[torch.Tensor, QuantState
     """
     if weight_EIO[0].numel() % BLOCK:
         raise ValueError(f"an expert of {weight_EIO[0].numel()} weights does not divide into blocks of {BLOCK}")
-    packed, scales, code = [], [], None
+    packed, scales = [], []
     for expert in weight_EIO:
         data, state = quantize_4bit(expert.contiguous(), blocksize=BLOCK, quant_type="nf4")
         packed.append(data)
         scales.append(state.absmax)
-        code = state.code
-    return torch.cat(packed), double_quantised(torch.cat(scales), code, weight_EIO.shape, weight_EIO.dtype)
+    return torch.cat(packed), double_quantised(torch.cat(scales), weight_EIO.shape, weight_EIO.dtype)
 
 
-def double_quantised(scale: torch.Tensor, code: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> QuantState:
+def double_quantised(scale: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> QuantState:
     """State of NF4 weights whose scales are themselves quantised, to 8 bit in blocks of 256.
 
     Args:
         scale: fp32 (weights / 64), the largest magnitude of every block of 64 weights.
-        code: the 16 values of NF4, fp32.
         shape: of the dequantised weights.
         dtype: of the dequantised weights.
     """
@@ -74,7 +72,7 @@ def double_quantised(scale: torch.Tensor, code: torch.Tensor, shape: torch.Size,
         shape=shape,
         dtype=dtype,
         blocksize=BLOCK,
-        code=code,
+        code=get_4bit_type("nf4", device=scale.device, blocksize=BLOCK),
         quant_type="nf4",
         offset=offset,
         state2=nested_state,

@@ -100,8 +100,9 @@ class ModelSection(Section):
 class SourceSection(Section):
     """One source of rows.
 
-    `weight` is how many times its rows are seen per epoch: 0.25 takes `round(0.25 * rows)` of them, 3 takes each
-    three times. Media of the rows are looked for below `media_root`, or beside the source where it is empty.
+    `weight` is how many times its rows are seen per epoch: 3 takes each three times, 0.25 a quarter of them
+    (rounded, at least one), and another quarter in the next epoch. Media of the rows are looked for below
+    `media_root`, or beside the source where it is empty.
     """
 
     path: Text

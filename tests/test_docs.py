@@ -1,0 +1,109 @@
+"""README and docs say what is so: their blocks run, their tables match the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aria_finetune.data_formats.errors import REASONS
+from aria_finetune.recipe import Recipe
+from aria_finetune.recipe.schema import SourceSection
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment whose `aria-finetune` and `python` are this checkout's, without network access for the hub."""
+    folder = tmp_path_factory.mktemp("bin")
+    command = folder / "aria-finetune"
+    command.write_text(f"#!{sys.executable}\nfrom aria_finetune.cli import app\napp()\n")
+    command.chmod(0o755)
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def run(command: str, folder: Path, shell: dict[str, str]) -> str:
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], cwd=folder, env=shell, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def test_readme_blocks_run_in_an_empty_folder_and_the_model_learns_to_see(
+    tmp_path: Path, shell: dict[str, str]
+) -> None:
+    for block in blocks("bash"):
+        print(run(block, tmp_path, shell))
+    for block in blocks("python"):
+        (tmp_path / "block.py").write_text(block)
+        run(f"{sys.executable} block.py", tmp_path, shell)
+
+    scores = json.loads((tmp_path / "runs/first/evaluation/evaluation.json").read_text())
+    assert scores["base"]["accuracy"] <= 0.5
+    assert scores["adapter"]["accuracy"] >= 0.9
+    assert scores["adapter_blank"]["accuracy"] <= 0.5 + 1 / 64
+    assert scores["rows"] == scores["scored"] == 64
+    predictions = [json.loads(line) for line in (tmp_path / "runs/first/evaluation/predictions.jsonl").open()]
+    assert sum(entry["correct"]["adapter"] for entry in predictions) == scores["adapter"]["correct"]
+    exported = {path.name for path in (tmp_path / "exported").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= exported
+    assert json.loads((tmp_path / "photos" / "report.json").read_text())["written"] == 4
+
+
+def test_the_recipe_for_the_real_aria_runs_on_the_tiny_one(tmp_path: Path, shell: dict[str, str]) -> None:
+    data = tmp_path / "my-data"
+    data.mkdir()
+    shutil.copy(ROOT / "recipes/data/tiny/chat.jsonl", data / "train.jsonl")
+    shutil.copytree(ROOT / "recipes/data/tiny/photos", data / "photos")
+    run("aria-finetune recipes aria", tmp_path, shell)
+    run("aria-finetune train aria.yaml model.path=tiny --dry-run", tmp_path, shell)
+    small = (
+        "model.path=tiny train.max_steps=2 train.gradient_accumulation_steps=2 train.save_steps=1 train.eval_steps=1"
+    )
+    run(f"aria-finetune train aria.yaml {small}", tmp_path, shell)
+    assert (tmp_path / "runs/aria/adapter/adapter_model.safetensors").is_file()
+
+
+def test_every_shipped_recipe_is_tested_above() -> None:
+    assert {path.name for path in (ROOT / "recipes").glob("*.yaml")} == {"tiny.yaml", "aria.yaml"}
+
+
+def test_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) < 250
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_table_of_reasons_is_the_codes() -> None:
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", text.split("## Reason codes")[1], re.MULTILINE))
+    assert table == REASONS
+
+
+def test_docs_name_every_key_of_the_recipe() -> None:
+    text = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+    for section, field in Recipe.model_fields.items():
+        assert f"## {section}\n" in text
+        part = text.split(f"## {section}\n")[1].split("\n## ")[0]
+        for key in field.annotation.model_fields:  # type: ignore[union-attr]
+            assert f"`{key}`" in part, f"{section}.{key}"
+    assert all(f"`{key}`" in text for key in SourceSection.model_fields)
