@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -177,33 +178,55 @@ def accuracy(model: AriaForConditionalGeneration, processor: AriaProcessor, rng:
     return right / total
 
 
-def train(output: Path, steps: int, seed: int, batch_size: int, learning_rate: float) -> None:
-    """Train and save; prints the loss every 50 steps and the token accuracy at the end."""
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    processor = tiny_processor(tiny_tokenizer(corpus()))
+def fresh_model() -> AriaForConditionalGeneration:
+    """An untrained tiny Aria in fp32."""
     model = AriaForConditionalGeneration(tiny_config())
     start_local(model)
     model.generation_config.eos_token_id = [2, 5]
     model.generation_config.pad_token_id = 2
-    # Stored as bf16 in the end: the real model's weights have the same precision.
+    return model
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard to train."""
+
+    steps: int
+    seed: int
+    batch_size: int
+    learning_rate: float
+    probe_weight: float
+
+
+def train(output: Path, schedule: Schedule, start: Path | None = None) -> None:
+    """Train and save; prints the loss every 50 steps and the token accuracy every 250.
+
+    `start` is a folder that an earlier call wrote; without it the model is new.
+    """
+    steps, seed, learning_rate = schedule.steps, schedule.seed, schedule.learning_rate
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    processor = tiny_processor(tiny_tokenizer(corpus()))
+    model = fresh_model() if start is None else AriaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
     probe = Probe(model.config.text_config.hidden_size)
     optimiser = torch.optim.AdamW(
         [*model.parameters(), *probe.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.05)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.05)
     for step in range(steps):
-        scenes = sample_scenes(rng, batch_size)
+        scenes = sample_scenes(rng, schedule.batch_size)
         inputs = batch(processor, rng, scenes)
         seen = model.get_image_features(inputs.pop("pixel_values"), inputs.pop("pixel_mask"))
         outputs = model(**inputs, mm_encoder_outputs={"image": seen}, output_router_logits=True)
         probe_loss = probe.loss(seen.pooler_output, scenes)
-        loss = outputs.loss + probe_loss + BALANCE_WEIGHT * balance_loss(outputs.router_logits, 6)
+        loss = (
+            outputs.loss + schedule.probe_weight * probe_loss + BALANCE_WEIGHT * balance_loss(outputs.router_logits, 6)
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        schedule.step()
+        rates.step()
         if step % 50 == 0:
             print(f"step {step} loss {outputs.loss.item():.4f} probe {probe_loss.item():.4f}", flush=True)
         if step % 250 == 249:
@@ -215,7 +238,7 @@ def train(output: Path, steps: int, seed: int, batch_size: int, learning_rate: f
 
 
 def save(model: AriaForConditionalGeneration, processor: AriaProcessor, output: Path) -> None:
-    """Write weights (bf16), configuration, tokenizer and processor in the hub layout."""
+    """Write weights (bf16, as the real ones are), configuration, tokenizer and processor in the hub layout."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(output)
     processor.save_pretrained(output)
 
@@ -228,8 +251,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    arguments = parser.parse_args()
-    train(arguments.output, arguments.steps, arguments.seed, arguments.batch_size, arguments.learning_rate)
+    parser.add_argument("--probe-weight", type=float, default=1.0)
+    parser.add_argument("--start", type=Path, help="go on from what an earlier call wrote")
+    given = parser.parse_args()
+    schedule = Schedule(given.steps, given.seed, given.batch_size, given.learning_rate, given.probe_weight)
+    train(given.output, schedule, given.start)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""Clock, memory and expert load of the process they run in. Know nothing of what is being measured."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.models.aria.modeling_aria import AriaTextTopKRouter
+
+STATUS = Path("/proc/self/status")
+SAMPLING_SECONDS = 0.002
+
+
+@dataclass
+class Peak:
+    """The most memory during a block, above what was there before it."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Peak]:
+    """Measure a block: allocated bytes on a GPU; anonymous resident memory, sampled every 2 ms, on a CPU."""
+    peak = Peak()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield peak
+        torch.cuda.synchronize()
+        peak.bytes = torch.cuda.max_memory_allocated() - before
+        return
+    _return_freed_memory()
+    before, done = anonymous_bytes(), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLING_SECONDS):
+            peak.bytes = max(peak.bytes, anonymous_bytes() - before)
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        sampler.join()
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that no file backs; where there is no /proc, its largest resident size."""
+    if not STATUS.exists():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
+
+
+def seconds(device: str, work: Callable[[], None]) -> float:
+    """How long `work` takes, with the GPU idle before and after it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def routing(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
+    """Collect what every router chose: by layer, (tokens, top_k) sorted expert indices on the CPU.
+
+    Of the forward only: the recomputation under gradient checkpointing routes again and is left out.
+    """
+    chosen: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int, output: tuple[torch.Tensor, ...]) -> None:
+        if layer not in chosen:
+            chosen[layer] = output[2].detach().sort(-1).values.to("cpu", torch.int32)
+
+    routers = [module for module in model.modules() if isinstance(module, AriaTextTopKRouter)]
+    hooks = [
+        router.register_forward_hook(lambda _module, _inputs, output, layer=layer: keep(layer, output))
+        for layer, router in enumerate(routers)
+    ]
+    yield chosen
+    for hook in hooks:
+        hook.remove()
+
+
+def expert_load(chosen: dict[int, torch.Tensor], experts: int) -> dict[str, float]:
+    """Smallest, mean and largest share of a layer's token slots that an expert got, over all layers."""
+    shares = torch.stack(
+        [torch.bincount(index.flatten(), minlength=experts) / index.numel() for index in chosen.values()]
+    )
+    return {"min": shares.min().item(), "mean": shares.mean().item(), "max": shares.max().item()}
+
+
+def _return_freed_memory() -> None:
+    """Else a step could live on pages that building the model has freed, and not be seen to take them."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,171 @@
+"""Measure one path in this process and write what was found to a folder; `step.py` starts it.
+
+A step is forward and backward of the decoder body under bf16 autocast with non-reentrant gradient
+checkpointing; no lm_head and no optimiser, which both paths have alike. The first step warms up and is the one
+whose memory, gradients and routing are kept; the others are timed. Knows nothing of the other path.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from aria_finetune.libraries import prepare_libraries
+
+prepare_libraries()
+
+import meters  # noqa: E402
+import ours  # noqa: E402
+import stock  # noqa: E402
+import torch  # noqa: E402
+from peft import PeftModel  # noqa: E402
+from random_aria import Batch, Scale, aria_config, random_batch  # noqa: E402
+from report import EVIDENCE_FILE, RESULT_FILE  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from aria_finetune.model.components import components  # noqa: E402
+from aria_finetune.model.lora import LoraPlan, adapter_state  # noqa: E402
+
+PATHS: dict[str, ModuleType] = {"stock": stock, "ours": ours}
+PLAN = LoraPlan(rank=8, alpha=32, dropout=0.0)
+ADAPTER_DEVIATION = 0.01
+"""Of both LoRA matrices: B starts at zero, and then A would have no gradient to compare."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure: `steps` timed steps of one row of `tokens` tokens."""
+
+    path: str
+    device: str
+    scale: Scale
+    layers: int
+    tokens: int
+    images: int
+    steps: int
+    seed: int
+
+
+def measure(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What JSON can hold, and the evidence that the paths do the same: gradients and routing by name."""
+    path = PATHS[job.path]
+    config = aria_config(job.scale, job.layers, images=job.images > 0)
+    model: PeftModel = path.build(config, job.device, job.seed, PLAN)
+    prepare_training(model, job)
+
+    def batch(number: int) -> Batch:
+        return random_batch(config, job.scale, job.tokens, job.images, job.device, job.seed + number)
+
+    step = make_step(path, model, job)
+    first = batch(0)
+    with meters.routing(model) as chosen, meters.peak_memory(job.device) as peak:
+        step(first)
+    evidence = {f"gradient.{name}": gradient(name, p) for name, p in adapter_state(model).items()}
+    evidence |= {f"routing.{layer}": index for layer, index in chosen.items()}
+    evidence |= expert_evidence(model, first, job)
+
+    times = []
+    for number in range(1, job.steps + 1):
+        inputs = batch(number)
+        model.zero_grad(set_to_none=True)
+        times.append(meters.seconds(job.device, partial(step, inputs)))
+    return {
+        "seconds": times,
+        "peak_bytes": peak.bytes,
+        "model_bytes": sum(part.bytes for part in components(model)),
+        "expert_load": meters.expert_load(chosen, config.text_config.moe_num_experts),
+        "experts_implementation": config.text_config._experts_implementation,  # noqa: SLF001
+        "attention_implementation": config.text_config._attn_implementation,  # noqa: SLF001
+        "adapter_dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in adapter_state(model).values()}),
+        "threads": torch.get_num_threads(),
+        "device_name": torch.cuda.get_device_name() if job.device == "cuda" else cpu_name(),
+    }, evidence
+
+
+def prepare_training(model: PeftModel, job: Job) -> None:
+    """Training mode as TRL's trainer sets it up, and the same adapter values on both paths."""
+    generator = torch.Generator().manual_seed(job.seed)
+    for _, parameter in sorted(adapter_state(model).items()):
+        values = torch.randn(parameter.shape, generator=generator) * ADAPTER_DEVIATION
+        parameter.data.copy_(values)
+    model.train()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def make_step(path: ModuleType, model: PeftModel, job: Job) -> Callable[[Batch], None]:
+    """Forward and backward of one batch; gradients stay in the adapters.
+
+    The loss is the hidden states' mean product with one fixed random vector: next to no work, and unlike a sum
+    of squares not made constant by the last norm.
+    """
+    base = model.get_base_model()
+    generator = torch.Generator(job.device).manual_seed(job.seed)
+    probe_H1 = torch.randn(base.config.text_config.hidden_size, 1, generator=generator, device=job.device)
+    probe_H1 = probe_H1.to(torch.bfloat16)
+
+    def step(batch: Batch) -> None:
+        with torch.autocast(job.device, torch.bfloat16):
+            images = path.image_inputs(base, batch)
+            hidden_BTH = base.model(input_ids=batch.input_ids, use_cache=False, **images).last_hidden_state
+            loss = (hidden_BTH @ probe_H1).float().mean()
+        loss.backward()
+
+    return step
+
+
+def gradient(name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """An adapter's gradient on the CPU, fp32.
+
+    Raises:
+        RuntimeError: the step left none, so it did not train this adapter.
+    """
+    if parameter.grad is None:
+        raise RuntimeError(f"{name} got no gradient")
+    return parameter.grad.float().cpu()
+
+
+def expert_evidence(model: PeftModel, batch: Batch, job: Job) -> dict[str, torch.Tensor]:
+    """Output and input gradient of the first layer's router and routed experts alone.
+
+    In the gradients of the whole body a wrong one of the experts' input would show as 3 percent.
+    """
+    base = model.get_base_model()
+    with torch.no_grad():
+        embedding_TH = base.get_input_embeddings()(batch.input_ids)[0]
+        input_TH = functional.rms_norm(embedding_TH, embedding_TH.shape[-1:])
+    input_TH = input_TH.detach().requires_grad_()
+    block = base.model.language_model.layers[0].mlp
+    generator = torch.Generator(job.device).manual_seed(job.seed)
+    upstream_TH = torch.randn(input_TH.shape, generator=generator, device=job.device, dtype=input_TH.dtype)
+    with torch.autocast(job.device, torch.bfloat16):
+        _, weights, index = block.router(input_TH)
+        output_TH = block.experts(input_TH, index, weights)
+    (gradient_TH,) = torch.autograd.grad(output_TH, input_TH, upstream_TH.to(output_TH.dtype))
+    return {"experts.output": output_TH.detach().float().cpu(), "experts.input_gradient": gradient_TH.float().cpu()}
+
+
+def cpu_name() -> str:
+    """The processor's own name, where /proc knows it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def main() -> None:
+    """Arguments: the job as JSON, and the folder for the result."""
+    job, folder = Job(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    result, evidence = measure(job)
+    save_file(evidence, folder / EVIDENCE_FILE)
+    (folder / RESULT_FILE).write_text(json.dumps({**asdict(job), **result}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

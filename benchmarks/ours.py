@@ -1,0 +1,52 @@
+"""Our path: the model as `load_model` leaves it, `add_lora`, and image features computed outside the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import QuantState
+from peft import PeftModel
+from random_aria import Batch, empty_model, fill, router_weight
+from transformers import AriaConfig, AriaForConditionalGeneration
+from transformers.models.aria.modeling_aria import AriaExperts
+
+from aria_finetune.model.lora import LoraPlan, add_lora
+from aria_finetune.model.nf4 import BLOCK, AriaNF4Config, AriaNF4Quantizer
+from aria_finetune.model.router import install_float32_routers
+from aria_finetune.model.vision import as_encoder_outputs, image_features
+
+
+def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan) -> PeftModel:
+    """The model with adapters, on `device`."""
+    quantiser = AriaNF4Quantizer(AriaNF4Config())
+    model = empty_model(config)
+    quantiser.preprocess_model(model, device_map={"": device})
+    fill(model, device, seed, put_experts)
+    quantiser.postprocess_model(model)
+    install_float32_routers(model, lambda layer: router_weight(layer, config, device, seed))
+    model.requires_grad_(requires_grad=False)
+    return add_lora(model, plan, base_name="random", seed=seed)
+
+
+def put_experts(experts: AriaExperts, name: str, packed: torch.Tensor, state: QuantState) -> None:
+    """Leave an expert tensor as our quantiser has it when the shards are read and before it postprocesses."""
+    parameter = bnb.nn.Params4bit(
+        packed, requires_grad=False, quant_state=state, blocksize=BLOCK, quant_type="nf4", bnb_quantized=True
+    )
+    setattr(experts, name, parameter)
+
+
+def image_inputs(model: AriaForConditionalGeneration, batch: Batch) -> dict[str, Any]:
+    """What the forward takes for the images of a batch: their features."""
+    if batch.pixels is None:
+        return {}
+    images, _, size, _ = batch.pixels.shape
+    tiles = {
+        f"pixels_{size}": batch.pixels,
+        f"extents_{size}": torch.full((images, 2), size),
+        "tile_order": torch.arange(images),
+    }
+    features = image_features(model, tiles)
+    return {} if features is None else {"mm_encoder_outputs": as_encoder_outputs(features)}

@@ -1,0 +1,109 @@
+"""The ruler: one training step of Aria's decoder body on the stock path beside ours.
+
+    python benchmarks/step.py --device cpu --layers 1 --tokens 256 --json
+
+Each path runs in a process of its own, the two in turn (stock, ours, stock, ours, ...), on the same weights, inputs,
+adapters and allocator settings; times are medians over all processes. Before a ratio means anything the two must
+do the same, so gradients, routing and the expert block are compared, and a difference beyond bf16 ends with exit
+code 1. Knows nothing of how a path is built (`stock.py`, `ours.py`) or measured (`one_path.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import summarise, table
+
+HERE = Path(__file__).parent
+PATHS = ("stock", "ours")
+IMAGE_TOKENS = {"full": 256, "small": 128}
+ALLOCATOR = {
+    "cpu": {"THP_MEM_ALLOC_ENABLE": "1"},
+    "cuda": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+}
+"""Given to both paths, where the caller has not set another. Large pages alone make the stock path 1.2 to 1.7 times
+as fast on a CPU."""
+
+
+def main() -> int:
+    """Measure, compare, print; 0 when the paths agree."""
+    arguments = parse(sys.argv[1:])
+    allocator = {name: os.environ.get(name, value) for name, value in ALLOCATOR[arguments.device].items()}
+    with tempfile.TemporaryDirectory() as folder:
+        runs: dict[str, list[Path]] = {path: [] for path in PATHS}
+        for repeat in range(arguments.repeats):
+            for path in PATHS:
+                print(f"{path}, process {repeat + 1} of {arguments.repeats}", file=sys.stderr, flush=True)
+                runs[path].append(run(path, arguments, allocator, Path(folder) / f"{path}-{repeat}"))
+        summary = summarise(runs["stock"], runs["ours"], allocator)
+    print(table(summary))
+    if arguments.save:
+        save(summary, arguments)
+    if arguments.json:
+        print(json.dumps(summary))
+    return 0 if summary["paths_agree"] else 1
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(description="Time and memory of one training step: the stock path beside ours.")
+    parser.add_argument("--device", choices=sorted(ALLOCATOR), default="cpu")
+    parser.add_argument("--layers", type=int, default=1, help="decoder layers; Aria has 28 (default 1)")
+    parser.add_argument("--tokens", type=int, default=256, help="in the one row of a step (default 256)")
+    parser.add_argument("--images", type=int, default=0, help="at the start of the row, 980 px and 256 tokens each")
+    parser.add_argument("--repeats", type=int, default=2, help="processes of each path (default 2)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps in each process (default 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, adapters and inputs")
+    parser.add_argument("--scale", choices=["full", "small"], default="full", help="small is for trying this program")
+    parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
+    parser.add_argument("--save", action="store_true", help=f"also write it to {HERE.name}/results")
+    arguments = parser.parse_args(words)
+    for name in ("layers", "tokens", "repeats", "steps"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU")
+    image_tokens = arguments.images * IMAGE_TOKENS[arguments.scale]
+    if arguments.images < 0 or arguments.tokens < image_tokens:
+        parser.error(f"--images {arguments.images} takes {image_tokens} tokens: --tokens must be at least that")
+    return arguments
+
+
+def run(path: str, arguments: argparse.Namespace, allocator: dict[str, str], folder: Path) -> Path:
+    """One process of one path; what it found lies in `folder`.
+
+    Raises:
+        SystemExit: the process failed, with its words on stderr.
+    """
+    folder.mkdir()
+    wanted = ("device", "scale", "layers", "tokens", "images", "steps", "seed")
+    job = {"path": path} | {name: getattr(arguments, name) for name in wanted}
+    command = [sys.executable, str(HERE / "one_path.py"), json.dumps(job), str(folder)]
+    done = subprocess.run(command, env=os.environ | allocator, stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise SystemExit(f"{path}: the process ended with exit code {done.returncode}")
+    return folder
+
+
+def save(summary: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Write the summary to the results folder, under a name that says what was measured."""
+    parts = ["step", arguments.device, f"{arguments.layers}l", f"{arguments.tokens}t"]
+    parts += [f"{arguments.images}i"] if arguments.images else []
+    parts += [arguments.scale] if arguments.scale != "full" else []
+    file = HERE / "results" / f"{'-'.join(parts)}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(f"written to {file}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
