@@ -16,13 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.errors import UserError
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 PICTURE_FILE = "loss.png"
 REJECTS_FILE = "rejects.jsonl"
-ADAPTER_FOLDER = "adapter"
 PACKAGES = (
     "torch",
     "transformers",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from aria_finetune.errors import UserError
 
@@ -72,8 +73,8 @@ def open_adapter(folder: Path) -> AdapterFiles:
         UserError: a file is missing or damaged, it is not LoRA, a tensor has no partner or is not finite, or it
             uses a feature of PEFT that would be merged wrongly.
     """
-    if (folder / ADAPTER_CONFIG).is_file() is False and (folder / "adapter" / ADAPTER_CONFIG).is_file():
-        folder = folder / "adapter"  # the run's folder was given
+    if not (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_FOLDER / ADAPTER_CONFIG).is_file():
+        folder = folder / ADAPTER_FOLDER  # the run's folder was given
     config = _config(folder)
     with _opened(folder) as adapter:
         names = set(adapter.keys())

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AriaForConditionalGeneration
 
+from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.errors import UserError
 
 Target = Literal["attention", "router"]
@@ -67,6 +68,9 @@ def add_lora(model: AriaForConditionalGeneration, plan: LoraPlan, *, base_name: 
             parameter.data = parameter.data.float()
         if parameter.requires_grad != ("lora_" in name):
             raise RuntimeError(f"{name}: requires_grad is {parameter.requires_grad}")
+    odd = set(saved_names(peft_model)) ^ expected_keys(model.config.text_config.num_hidden_layers, plan.targets)
+    if odd:
+        raise RuntimeError(f"PEFT put adapters elsewhere than asked: {min(odd)}")
     if plan.dropout and "attention" in plan.targets:
         set_attention_dropout(peft_model, plan.dropout)
     return peft_model
@@ -108,6 +112,8 @@ def load_adapter(model: AriaForConditionalGeneration, folder: str) -> PeftModel:
         UserError: the folder holds no adapter, or one that does not fit this model.
     """
     fix = "give the adapter folder of a finished run, and the model it was trained on"
+    if (Path(folder) / ADAPTER_FOLDER / CONFIG_NAME).is_file():
+        folder = str(Path(folder) / ADAPTER_FOLDER)  # the run's folder was given
     # PEFT would look on the hub for a folder that is absent, and open a pickle where safetensors are.
     if not all((Path(folder) / name).is_file() for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)):
         raise UserError(f"{CONFIG_NAME} or {SAFETENSORS_WEIGHTS_NAME} is not there", where=folder, fix=fix)

@@ -61,6 +61,6 @@ def _encode(
         pixels_n3SS = normalise(pixels_N3SS[start : start + count], dtype)
         # Outside autocast the tower computes in its own dtype; inside, layer norms would leave it in fp32.
         with torch.autocast(pixels_n3SS.device.type, enabled=False):
-            outputs = model.get_image_features(pixels_n3SS, mask_nSS)
-        features += list(outputs.pooler_output)
+            # The output also holds every layer's hidden states: no name, or they stay through the next tiles.
+            features += model.get_image_features(pixels_n3SS, mask_nSS).pooler_output.unbind()
     return features
