@@ -221,6 +221,7 @@ def test_a_tensor_that_was_lost(tiny_folder: Path, adapter: Path) -> None:
     assert f"1 tensor(s) such as {lost}" in refusal(adapter, tiny_folder)
 
 
-def test_the_whole_run_folder_is_not_an_adapter(tiny_folder: Path, adapter: Path, tmp_path: Path) -> None:
-    shutil.move(adapter, tmp_path / "run" / "adapter")
-    assert "adapter_config.json" in refusal(tmp_path / "run", tiny_folder)
+def test_the_folder_of_the_run_stands_for_its_adapter(tiny_folder: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "run" / "adapter")
+    model = load_adapter(load_model(str(tiny_folder)).model, str(tmp_path / "run"))
+    assert set(saved_names(model)) == expected_keys(2, ("attention", "router"))
