@@ -25,7 +25,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/aria-finetune train recipes/tiny.yaml output.overwrite=true
 	$(BIN)/aria-finetune evaluate recipes/tiny.yaml --adapter runs/tiny/adapter --output runs/tiny/evaluation --blank-images
-	rm -rf runs/tiny/merged
 	$(BIN)/aria-finetune merge runs/tiny/adapter runs/tiny/merged --check
 
 lint: setup

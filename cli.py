@@ -208,7 +208,7 @@ def console() -> Any:
     """Where progress and tables go: standard output, as wide as it is, or 100 columns in a file."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=100)
+    return Console(markup=False) if sys.stdout.isatty() else Console(markup=False, width=100)
 
 
 if __name__ == "__main__":

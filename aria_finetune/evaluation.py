@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from aria_finetune.adapter.files import open_adapter
 from aria_finetune.data.rows import answers
 from aria_finetune.errors import UserError
 from aria_finetune.generation import generate_answers
@@ -43,8 +44,7 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
         UserError: no evaluation data, no row with a known answer, an adapter that does not load, or an output
             folder that holds something else.
     """
-    if output.exists() and any(path.name not in {EVALUATION_FILE, PREDICTIONS_FILE} for path in output.iterdir()):
-        raise UserError("the output holds other files", where=str(output), fix="choose another --output")
+    _check(output, options)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as store:
         material = prepare_prompts(recipe, Path(store))
@@ -72,6 +72,18 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
         )
     console.print(f"answers and scores are in {output}/", highlight=False)
     return result
+
+
+def _check(output: Path, options: EvaluationOptions) -> None:
+    """Refuse before the first answer what would fail after the last."""
+    if output.exists() and not output.is_dir():
+        raise UserError("the output is a file", where=str(output), fix="choose another --output")
+    if output.is_dir() and any(path.name not in {EVALUATION_FILE, PREDICTIONS_FILE} for path in output.iterdir()):
+        raise UserError("the output holds other files", where=str(output), fix="choose another --output")
+    if options.adapter is not None:
+        open_adapter(options.adapter)
+    elif options.blank_images:
+        raise UserError("--blank-images shows what an adapter sees", fix="name one with --adapter")
 
 
 def _answers(recipe: Recipe, material: Material, options: EvaluationOptions, console: Console) -> dict[str, list[str]]:

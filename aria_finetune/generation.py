@@ -5,7 +5,7 @@ Knows the model and the collator; knows nothing of what the answers are for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ def generate_answers(
     chat: ChatTokenizer,
     max_new_tokens: int,
     batch_size: int,
-    on_answer: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Answer every prompt of `collator`, in its order.
 
@@ -35,7 +34,6 @@ def generate_answers(
         chat: the tokenizer that rendered the prompts.
         max_new_tokens: limit of one answer.
         batch_size: prompts at a time; prompts of like length go together.
-        on_answer: called with the number of prompts answered so far.
     """
     lengths = [plan.tokens for plan in collator.plans]
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
@@ -44,8 +42,6 @@ def generate_answers(
         rows = order[start : start + batch_size]
         for row, answer in zip(rows, _answer(model, base, collator, chat, rows, max_new_tokens), strict=True):
             answers[row] = answer
-        if on_answer is not None:
-            on_answer(min(start + batch_size, len(order)))
     return answers
 
 

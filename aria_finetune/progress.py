@@ -52,6 +52,10 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, if it is open; also after an error, so that its message stands alone."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None

@@ -72,7 +72,7 @@ def open_run_folder(path: Path, *, overwrite: bool) -> Iterator[RunFolder]:
     Raises:
         UserError: something is there already and `overwrite` is off, or it is not the folder of a run.
     """
-    replaced = path.with_name(path.name + ".replaced") if _occupied(path, overwrite=overwrite) else None
+    replaced = path.with_name(path.name + ".replaced") if check_run_folder(path, overwrite=overwrite) else None
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
@@ -89,8 +89,12 @@ def open_run_folder(path: Path, *, overwrite: bool) -> Iterator[RunFolder]:
             replaced.rename(path)
 
 
-def _occupied(path: Path, *, overwrite: bool) -> bool:
-    """Whether a run stands there that may be replaced."""
+def check_run_folder(path: Path, *, overwrite: bool) -> bool:
+    """Whether a run stands there that may be replaced.
+
+    Raises:
+        UserError: something stands there that may not.
+    """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     if not overwrite:

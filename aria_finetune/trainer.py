@@ -6,6 +6,7 @@ batch that the collator makes, not files or recipes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,7 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
             parameter.data = adapters[name]
         self._row_names = rows
         self._order = order
+        self._last_rows: Sequence[int] = ()
         self.seen: Counter[str] = Counter()
         self._logged: Counter[str] = Counter()
         self._logged_at = time.monotonic()
@@ -133,14 +135,29 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
         self.seen["labels"] += int((inputs["labels"] != -100).sum())
         self.seen["tiles"] += len(tiles.get("tile_order", ()))
 
+    def _get_grad_norm(self, model: PeftModel, grad_norm: Any = None) -> Any:
+        """The Trainer asks for it just before the update: a gradient that is not finite goes no further."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not math.isfinite(float(norm)):
+            raise UserError(
+                f"the gradient is not finite at step {self.state.global_step + 1}, whose last row(s) were "
+                f"{self._names(self._last_rows)}; no update was made",
+                fix="lower train.learning_rate, or look at the rows of this step",
+            )
+        return norm
+
+    def _names(self, rows: Sequence[int]) -> str:
+        return ", ".join(self._row_names.name(row) for row in rows)
+
     def _refuse_non_finite(self, loss: torch.Tensor, rows: Sequence[int]) -> None:
         """Stop before a bad loss reaches an update; the Trainer alone would finish with NaN in every adapter."""
         if not torch.isfinite(loss):
-            names = ", ".join(self._row_names.name(row) for row in rows)
             raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in row(s) {names}; no update was made",
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in row(s) {self._names(rows)}; "
+                "this step made no update",
                 fix="look at these rows, or lower train.learning_rate",
             )
+        self._last_rows = rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add rates, memory and the time left to what transformers and TRL log."""

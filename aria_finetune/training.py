@@ -5,6 +5,7 @@ The recipe stops here; everything below takes plain values.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from trl import SFTConfig
 from aria_finetune.adapter.saving import save_adapter
 from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
+from aria_finetune.errors import UserError
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
 from aria_finetune.memory import peak_memory_gib
 from aria_finetune.model.components import Component
@@ -33,6 +35,7 @@ from aria_finetune.run_folder import (
     PICTURE_FILE,
     REJECTS_FILE,
     RunFolder,
+    check_run_folder,
     draw_losses,
     fingerprint,
     open_run_folder,
@@ -52,12 +55,14 @@ def train(recipe: Recipe, console: Console) -> Path:
         UserError: anything about recipe, checkpoint or data that the user can mend.
     """
     began = time.monotonic()
+    check_run(recipe)
     with open_run_folder(recipe.output_dir, overwrite=recipe.output.overwrite) as run:
         material = prepare(recipe, run.path / INLINE_MEDIA)
         show_rows(material, console)
         model, parts = build_model(recipe, run, material)
         show_components(parts, console)
-        trainer = build_trainer(recipe, run, material, model, console)
+        progress = ProgressReport(run, console)
+        trainer = build_trainer(recipe, run, material, model, progress)
         description = describe_run(recipe, material, parts)
         run.began = True
         run.write({"status": "running", **description})
@@ -67,6 +72,8 @@ def train(recipe: Recipe, console: Console) -> Path:
         except BaseException as error:
             run.write({"status": "stopped", "stopped_by": type(error).__name__, **description})
             raise
+        finally:
+            progress.close()
         save_adapter(model, run.adapter, material.processor)
         draw_losses(run.metrics(), run.path / PICTURE_FILE)
         run.write({"status": "finished", **description, **describe_result(trainer, run, began)})
@@ -76,6 +83,7 @@ def train(recipe: Recipe, console: Console) -> Path:
 
 def dry_run(recipe: Recipe, console: Console) -> Batch:
     """Validate everything short of the weights, build one batch and print its shape; nothing is left on disk."""
+    check_run(recipe)
     with tempfile.TemporaryDirectory() as store:
         material = prepare(recipe, Path(store), decode_media=True)
         show_rows(material, console)
@@ -89,6 +97,23 @@ def dry_run(recipe: Recipe, console: Console) -> Batch:
     return batch
 
 
+def check_run(recipe: Recipe) -> None:
+    """Refuse early what a run would only meet after its weights are loaded.
+
+    Raises:
+        UserError: the run folder is in use, there is no such device, or a tracker is not installed.
+    """
+    check_run_folder(recipe.output_dir, overwrite=recipe.output.overwrite)
+    choose_device(recipe)
+    for tracker in recipe.train.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(
+                f"train.report_to names {tracker}, which is not installed",
+                where=str(recipe.file),
+                fix=f"pip install 'aria-finetune[{tracker}]', or set train.report_to=none",
+            )
+
+
 def build_model(recipe: Recipe, run: RunFolder, material: Material) -> tuple[PeftModel, list[Component]]:
     """The base model with fresh adapters."""
     loaded = load_base(recipe)
@@ -99,8 +124,12 @@ def build_model(recipe: Recipe, run: RunFolder, material: Material) -> tuple[Pef
         dropout=recipe.lora.dropout,
         rslora=recipe.lora.rslora,
     )
-    base_name = keep_tiny_base(run, material) if recipe.model.path == "tiny" else recipe.model.path
-    return add_lora(loaded.model, plan, base_name=base_name, seed=recipe.train.seed), loaded.components
+    base_name = (
+        keep_tiny_base(run, material) if recipe.model.path == "tiny" else str(Path(recipe.model.path).expanduser())
+    )
+    return add_lora(
+        loaded.model, plan, base_name=base_name, seed=recipe.train.seed, revision=recipe.model.revision
+    ), loaded.components
 
 
 def keep_tiny_base(run: RunFolder, material: Material) -> str:
@@ -111,10 +140,10 @@ def keep_tiny_base(run: RunFolder, material: Material) -> str:
 
 
 def build_trainer(
-    recipe: Recipe, run: RunFolder, material: Material, model: PeftModel, console: Console
+    recipe: Recipe, run: RunFolder, material: Material, model: PeftModel, progress: ProgressReport
 ) -> AriaTrainer:
     """TRL's trainer around all of it."""
-    callbacks: list[TrainerCallback] = [ProgressReport(run, console)]
+    callbacks: list[TrainerCallback] = [progress]
     if recipe.train.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     plans = material.plans
@@ -138,7 +167,7 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
     passed_on = train.model_dump(exclude={"warmup_ratio", "early_stopping_patience", "report_to"})
     passed_on |= {"bf16": recipe.bf16, "eval_strategy": recipe.eval_strategy, "eval_steps": recipe.eval_steps}
     best = train.load_best_model_at_end or train.early_stopping_patience is not None
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(run.path),
         warmup_steps=train.warmup_ratio,  # transformers reads a number below 1 as a share of all steps
         report_to=list(train.report_to) or "none",
@@ -157,6 +186,9 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
         disable_tqdm=True,
         **passed_on,
     )
+    # One GPU, also where more are visible: transformers would split batches over all of them.
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001
+    return arguments
 
 
 def describe_run(recipe: Recipe, material: Material, parts: list[Component]) -> dict[str, Any]:
@@ -189,6 +221,7 @@ def describe_result(trainer: AriaTrainer, run: RunFolder, began: float) -> dict[
     eval_losses = [entry["eval_loss"] for entry in metrics if "eval_loss" in entry]
     return {
         "steps": trainer.state.global_step,
+        "best_checkpoint": trainer.state.best_model_checkpoint,
         "seen": dict(trainer.seen),
         "seconds": round(time.monotonic() - began, 3),
         "peak_memory_gib": round(peak_memory_gib(trainer.args.device.type), 3),

@@ -15,10 +15,9 @@ from peft import PeftModel
 from transformers import AriaForConditionalGeneration
 
 from aria_finetune.adapter.files import open_adapter
-from aria_finetune.adapter.merge import base_of
+from aria_finetune.adapter.merge import open_base
 from aria_finetune.data.chat import ChatTokenizer, Picture, Text, Turn
 from aria_finetune.errors import UserError
-from aria_finetune.model.hub_layout import open_checkpoint
 from aria_finetune.model.loading import load_processor, vision_tokens
 from aria_finetune.model.vision import normalise
 
@@ -42,7 +41,7 @@ class Drift:
     def describe(self) -> str:
         """One line for people."""
         return (
-            f"merged against live adapter: logits differ by at most {self.logit_max:.2e} (mean {self.logit_mean:.2e}), "
+            f"merged weights against the dense base with the adapter live: logits differ by at most {self.logit_max:.2e} (mean {self.logit_mean:.2e}), "
             f"KL {self.kl:.2e} nats, same first choice at {self.agreement:.1%} of positions"
         )
 
@@ -50,13 +49,14 @@ class Drift:
 def measure_drift(adapter: Path, merged: Path, *, base: str | None = None, revision: str | None = None) -> Drift:
     """Compare a merged checkpoint with base + adapter on a text prompt and on one with a picture of noise.
 
-    Both run in the dtype of the checkpoint.
+    Both are dense and run in the dtype of the checkpoint, so this is what rounding the merged weights did. How far
+    a 4-bit base, which an adapter may have been trained on, is from the dense one is not in it.
 
     Raises:
         UserError: one of the two checkpoints does not load completely.
     """
     files = open_adapter(adapter)
-    checkpoint = open_checkpoint(base or base_of(files), revision)
+    checkpoint = open_base(files, base, revision)
     inputs = _inputs(ChatTokenizer(load_processor(checkpoint).tokenizer), vision_tokens(checkpoint)[TILE])
     with torch.no_grad():
         live = _logits(PeftModel.from_pretrained(_load(checkpoint.folder), str(files.folder)), inputs)

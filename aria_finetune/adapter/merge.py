@@ -53,7 +53,7 @@ def merge(adapter: Path, output: Path, *, base: str | None = None, revision: str
     if output.exists():
         raise UserError("the output exists already", where=str(output), fix="choose another folder, or remove it")
     files = open_adapter(adapter)
-    checkpoint = open_checkpoint(base or base_of(files), revision)
+    checkpoint = open_base(files, base, revision)
     _refuse_unmergeable(files, checkpoint)
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -108,6 +108,17 @@ def _fold(name: str, weight: torch.Tensor, delta: torch.Tensor, merged: list[Mer
         )
     )
     return rounded
+
+
+def open_base(files: AdapterFiles, base: str | None, revision: str | None) -> HubCheckpoint:
+    """The checkpoint that `base` names, or the one the adapter was trained on, at the revision it was trained at.
+
+    Raises:
+        UserError: there is none, or it is not Aria.
+    """
+    if base is not None:
+        return open_checkpoint(base, revision)
+    return open_checkpoint(base_of(files), revision or files.config.get("revision"))
 
 
 def base_of(files: AdapterFiles) -> str:

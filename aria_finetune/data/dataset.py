@@ -100,6 +100,7 @@ def load_rows(
         start, rejected = len(rows.plans), len(rows.rejects)
         for record in _records(source, options, rows.rejects.append, media_store):
             try:
+                _check_pixels(record, max_pixels)
                 rows.plans.append(plan_row(record, viewing, chat, generation=generation))
             except RecordError as error:
                 if error.reason == "too_long" and viewing.too_long == "fail":
@@ -198,6 +199,13 @@ def _records(
     if is_dataset(source.path):
         return read_dataset(source.path)
     return read_records(source.path, options, on_reject=on_reject, media_store=media_store)
+
+
+def _check_pixels(record: Record, max_pixels: int) -> None:
+    """The limit also holds for a data set that was converted under another."""
+    for media in record.media:
+        if media.kind == "image" and media.width * media.height > max_pixels:
+            raise RecordError("media_too_large", f"{media.width} x {media.height} pixels, the limit is {max_pixels:,}")
 
 
 def _rejected(record: Record, error: RecordError) -> Reject:

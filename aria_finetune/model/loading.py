@@ -61,6 +61,12 @@ def load_model(
             although NF4 was asked for.
     """
     checkpoint = open_checkpoint(path, revision)
+    if "quantization_config" in checkpoint.config:
+        raise UserError(
+            "the checkpoint is quantised already",
+            where=str(checkpoint.folder),
+            fix="name the original weights; model.experts: nf4 packs them while they load",
+        )
     extra: dict[str, Any] = {"quantization_config": AriaNF4Config(dtype)} if experts == "nf4" else {}
     model, report = AriaForConditionalGeneration.from_pretrained(
         checkpoint.folder,

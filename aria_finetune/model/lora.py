@@ -40,13 +40,16 @@ class LoraPlan:
     rslora: bool = False
 
 
-def add_lora(model: AriaForConditionalGeneration, plan: LoraPlan, *, base_name: str, seed: int) -> PeftModel:
+def add_lora(
+    model: AriaForConditionalGeneration, plan: LoraPlan, *, base_name: str, seed: int, revision: str | None = None
+) -> PeftModel:
     """Wrap `model` with fresh fp32 adapters; the base stays frozen.
 
     Args:
         model: Aria, loaded and frozen.
         plan: targets, rank, alpha, dropout.
         base_name: what `base_model_name_or_path` of the saved adapter says.
+        revision: of the base on the hub; the saved adapter says it too, so that merging finds the same weights.
         seed: of the random start of the A matrices. B starts at zero.
     """
     # PEFT refuses dropout beside a router adapter for the whole configuration, so the saved one has none and
@@ -59,6 +62,7 @@ def add_lora(model: AriaForConditionalGeneration, plan: LoraPlan, *, base_name: 
         target_modules=ATTENTION if "attention" in plan.targets else [],
         target_parameters=[ROUTER] if "router" in plan.targets else None,
         task_type="CAUSAL_LM",
+        revision=revision,
     )
     model.name_or_path = base_name  # PEFT takes the name of the adapter's base from here
     torch.manual_seed(seed)

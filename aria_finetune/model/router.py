@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.models.aria.modeling_aria import AriaTextMoELayer, AriaTextTopKRouter
+from transformers.models.aria.modeling_aria import AriaTextDecoderLayer, AriaTextMoELayer, AriaTextTopKRouter
 
 
 class Float32Router(AriaTextTopKRouter):  # type: ignore[misc]
@@ -34,18 +34,38 @@ class Float32Router(AriaTextTopKRouter):  # type: ignore[misc]
         return logits_TE, weights_TK.to(hidden_states.dtype), index_TK
 
 
+class Float32RoutedLayer(AriaTextMoELayer):  # type: ignore[misc]
+    """Aria's mixture of experts with everything about its routing outside autocast.
+
+    An adapter wraps the router and computes its change of the weight before the router runs, so that the router's
+    own care would come too late for it.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Route and compute; (batch, tokens, hidden) in and out."""
+        tokens_TH = hidden_states.view(-1, hidden_states.shape[-1])
+        with torch.autocast(device_type=hidden_states.device.type, enabled=False):
+            _, weights_TK, index_TK = self.router(tokens_TH)
+        routed: torch.Tensor = self.experts(tokens_TH, index_TK, weights_TK).view(hidden_states.shape)
+        shared: torch.Tensor = self.shared_experts(hidden_states)
+        return routed + shared
+
+
 def install_float32_routers(model: nn.Module, read_weight: Callable[[int], torch.Tensor]) -> None:
-    """Replace every router of `model` by a `Float32Router`.
+    """Replace every router of `model` by a `Float32Router`, in a layer that calls it outside autocast.
 
     Args:
         model: an `AriaForConditionalGeneration`.
         read_weight: gives the stored weight (experts, hidden) of a decoder layer by its index. It is read again
             because the model may have been loaded in a narrower dtype than the checkpoint's.
     """
-    layers = [module for module in model.modules() if isinstance(module, AriaTextMoELayer)]
+    layers = [module for module in model.modules() if isinstance(module, AriaTextDecoderLayer)]
     for index, layer in enumerate(layers):
-        old = layer.router.weight
+        old = layer.mlp
         with torch.device("meta"):
-            router = Float32Router(layer.experts.config)
-        router.weight = nn.Parameter(read_weight(index).to(old.device, torch.float32), requires_grad=False)
-        layer.router = router.train(layer.training)
+            routed = Float32RoutedLayer(old.experts.config)
+            routed.router = Float32Router(old.experts.config)
+        weight = read_weight(index).to(old.router.weight.device, torch.float32)
+        routed.router.weight = nn.Parameter(weight, requires_grad=False)
+        routed.experts, routed.shared_experts = old.experts, old.shared_experts
+        layer.mlp = routed.train(old.training)

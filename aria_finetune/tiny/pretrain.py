@@ -1,6 +1,6 @@
 """Train the tiny Aria from nothing on drawn scenes, and save it in the hub layout in bf16.
 
-    python -m aria_finetune.tiny.pretrain OUTPUT [--steps 1500] [--seed 0]
+    python -m aria_finetune.tiny.pretrain OUTPUT [--steps 900] [--seed 0]
 
 The package ships what this script wrote (`aria_finetune/tiny/checkpoint`). It is a plain training loop on
 transformers alone, on purpose: it shares no code with the trainer that it is used to test.
@@ -198,16 +198,13 @@ class Schedule:
     probe_weight: float
 
 
-def train(output: Path, schedule: Schedule, start: Path | None = None) -> None:
-    """Train and save; prints the loss every 50 steps and the token accuracy every 250.
-
-    `start` is a folder that an earlier call wrote; without it the model is new.
-    """
+def train(output: Path, schedule: Schedule) -> None:
+    """Train and save; prints the loss every 50 steps and the token accuracy every 250."""
     steps, seed, learning_rate = schedule.steps, schedule.seed, schedule.learning_rate
     torch.manual_seed(seed)
     rng = random.Random(seed)
     processor = tiny_processor(tiny_tokenizer(corpus()))
-    model = fresh_model() if start is None else AriaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    model = fresh_model()
     probe = Probe(model.config.text_config.hidden_size)
     optimiser = torch.optim.AdamW(
         [*model.parameters(), *probe.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
@@ -247,15 +244,14 @@ def main() -> None:
     """Read the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--probe-weight", type=float, default=1.0)
-    parser.add_argument("--start", type=Path, help="go on from what an earlier call wrote")
+    parser.add_argument("--probe-weight", type=float, default=4.0)
     given = parser.parse_args()
     schedule = Schedule(given.steps, given.seed, given.batch_size, given.learning_rate, given.probe_weight)
-    train(given.output, schedule, given.start)
+    train(given.output, schedule)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def sample_scene(rng: random.Random, colour: str | None = None) -> Scene:
         shape=rng.choice(SHAPES),
         background=rng.choice(list(BACKGROUNDS)),
         place=place,
-        centre=(x, rng.uniform(0.3, 0.7)),
-        radius=rng.uniform(0.11, 0.17),
+        centre=(x, rng.uniform(0.47, 0.53)),
+        radius=rng.uniform(0.13, 0.17),
         side=rng.choice((160, 200, 240)),
     )
 

@@ -98,6 +98,25 @@ def test_a_small_change_of_the_router_acts_in_full(tiny_folder: Path, experts: E
         assert lost_share(wrapper) < 0.01
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_under_autocast_the_weight_that_routes_is_exact(tiny_folder: Path, checkpointed: bool) -> None:
+    """In training the adapter's product would run in bf16: the layer calls its router outside autocast."""
+    model = load_model(str(tiny_folder)).model
+    wrapper = with_router_adapter(model, 1e-4)
+    exact = wrapper.get_base_layer().weight.detach().double() + delta_of(wrapper)
+    seen: list[torch.Tensor] = []
+    wrapper.get_base_layer().register_forward_hook(lambda module, *_: seen.append(module.weight.detach().double()))
+    if checkpointed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    ids = torch.arange(20, 60)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert len(seen) == (2 if checkpointed else 1)
+    assert max((weight - exact).abs().max().item() for weight in seen) <= 1e-7 * exact.abs().max()
+
+
 def test_in_a_bf16_router_it_would_not(tiny_folder: Path) -> None:
     plain = AriaForConditionalGeneration.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     assert lost_share(with_router_adapter(plain.requires_grad_(requires_grad=False), 1e-4)) > 0.2

@@ -83,9 +83,14 @@ def test_what_evaluation_refuses(make_recipe: Callable[..., Recipe], tmp_path: P
     with pytest.raises(UserError, match="no evaluation data"):
         evaluate(make_recipe(), tmp_path / "out", EvaluationOptions(), console)
     recipe = make_recipe(f"data.eval={DATA}/chat.jsonl")
-    with pytest.raises(UserError, match="adapter"):
+    with pytest.raises(UserError, match="adapter_config"):
         evaluate(recipe, tmp_path / "out", EvaluationOptions(tmp_path / "nowhere"), console)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="--adapter"):
+        evaluate(recipe, tmp_path / "out", EvaluationOptions(blank_images=True), console)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        evaluate(recipe, tmp_path / "file", EvaluationOptions(), console)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="other files"):

@@ -28,6 +28,7 @@ from aria_finetune.data.rows import RowPlan
 from aria_finetune.material import Material, build_collator, prepare
 from aria_finetune.media.videos import VideoLimits, read_frames
 from aria_finetune.model.lora import adapter_state, expected_keys
+from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
 from aria_finetune.run_folder import open_run_folder
 from aria_finetune.tiny import CHECKPOINT
@@ -46,7 +47,7 @@ def start(tmp_path: Path) -> Callable[[Recipe], tuple[AriaTrainer, Material]]:
             material = prepare(recipe, tmp_path / "store")
             model, _ = build_model(recipe, run, material)
             run.began = True
-            return build_trainer(recipe, run, material, model, Console(quiet=True)), material
+            return build_trainer(recipe, run, material, model, ProgressReport(run, Console(quiet=True))), material
 
     return make
 

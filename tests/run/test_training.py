@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -15,8 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from aria_finetune.errors import UserError
+from aria_finetune.material import prepare
+from aria_finetune.model.lora import adapter_state
+from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
-from aria_finetune.training import dry_run, train
+from aria_finetune.run_folder import open_run_folder
+from aria_finetune.training import build_model, build_trainer, dry_run, train
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
 
@@ -151,6 +156,40 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(
     )
     with pytest.raises(UserError, match=r"the loss is .* in row\(s\) \w+:\w"):
         train(recipe, quiet()[0])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe("train.max_steps=2")
+    with open_run_folder(recipe.output_dir, overwrite=False) as run:
+        material = prepare(recipe, run.path / "media")
+        model, _ = build_model(recipe, run, material)
+        run.began = True
+        trainer = build_trainer(recipe, run, material, model, ProgressReport(run, quiet()[0]))
+    name, parameter = next(iter(adapter_state(model).items()))
+    before = parameter.detach().clone()
+    parameter.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UserError, match=r"the gradient is not finite at step 1.*no update was made"):
+        trainer.train()
+    assert torch.equal(parameter, before), name
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_tracker_that_is_not_installed_is_refused_at_once(make_recipe: Callable[..., Recipe], dry: bool) -> None:
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+    with pytest.raises(UserError, match="wandb"):
+        (dry_run if dry else train)(make_recipe("train.report_to=wandb"), quiet()[0])
+
+
+def test_a_dry_run_sees_that_the_run_folder_is_in_use(make_recipe: Callable[..., Recipe]) -> None:
+    train(make_recipe("train.max_steps=1"), quiet()[0])
+    with pytest.raises(UserError, match="not empty"):
+        dry_run(make_recipe(), quiet()[0])
+
+
+def test_a_pinned_revision_is_kept_in_the_adapter(make_recipe: Callable[..., Recipe]) -> None:
+    run = train(make_recipe("train.max_steps=1", "model.revision=abc123"), quiet()[0])
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["revision"] == "abc123"
 
 
 def test_cuda_is_refused_where_there_is_none(make_recipe: Callable[..., Recipe]) -> None:
