@@ -6,7 +6,6 @@ Knows recipes and generation; the rows are those that `data.eval` or `data.eval_
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from aria_finetune.generation import generate_answers
 from aria_finetune.material import Material, build_collator, load_base, prepare_prompts
 from aria_finetune.model.lora import load_adapter
 from aria_finetune.recipe import Recipe
+from aria_finetune.staging import staged_folder
 
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -135,11 +135,9 @@ def _write(
         given = {name: spoken[row] for name, spoken in said.items()}
         right = {name: bool(truth) and is_correct(truth, answer) for name, answer in given.items()}
         lines.append({"id": plan.record.id, "expected": list(truth), "answers": given, "correct": right})
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (part / PREDICTIONS_FILE).write_text(text, encoding="utf-8")
-    (part / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(output, ignore_errors=True)
-    part.rename(output)
+    for name in (PREDICTIONS_FILE, EVALUATION_FILE):  # of an earlier evaluation; nothing else is there
+        (output / name).unlink(missing_ok=True)
+    with staged_folder(output) as folder:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / PREDICTIONS_FILE).write_text(text, encoding="utf-8")
+        (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +180,8 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
         """Train; the clock for rates starts here."""
         self._started_at = self._logged_at = time.monotonic()
         self._started_step = self.state.global_step
-        return super().train(*args, **kwargs)
+        with deterministic(enabled=self.args.device.type == "cpu"):
+            return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; its time is not counted against training's rates."""
@@ -196,6 +198,20 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none into checkpoints: a card belongs to what is exported."""
+
+
+@contextmanager
+def deterministic(*, enabled: bool) -> Iterator[None]:
+    """Ask torch for the same bits every time, which costs nothing on a CPU.
+
+    Without it the gradient of a gather adds up in whatever order its threads come.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(enabled or before, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=torch.is_deterministic_algorithms_warn_only_enabled())
 
 
 def _raise_carried(batch: Batch) -> None:

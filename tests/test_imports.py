@@ -31,7 +31,19 @@ class Layer:
     never_at_import: frozenset[str] = frozenset()
 
 
-BUILDERS = ("errors", "libraries", "data_formats", "media", "conversion", "data", "tiny", "memory", "model", "adapter")
+BUILDERS = (
+    "errors",
+    "libraries",
+    "staging",
+    "data_formats",
+    "media",
+    "conversion",
+    "data",
+    "tiny",
+    "memory",
+    "model",
+    "adapter",
+)
 RUNS = (*BUILDERS, "recipe", "material", "run_folder", "progress", "summary")
 
 LAYERS: dict[str, Layer] = {
@@ -45,7 +57,8 @@ LAYERS: dict[str, Layer] = {
         never=HEAVY,
     ),
     "media": Layer(("media",), knows=("errors",), never=TRAINING_STACK),
-    "conversion": Layer(("conversion",), knows=("data_formats", "media", "errors"), never=TRAINING_STACK),
+    "conversion": Layer(("conversion",), knows=("data_formats", "media", "staging", "errors"), never=TRAINING_STACK),
+    "staging": Layer(("staging",), knows=("errors",), never=HEAVY),
     "data": Layer(
         ("data",),
         knows=("conversion", "data_formats", "media", "errors"),
@@ -55,7 +68,9 @@ LAYERS: dict[str, Layer] = {
     "tiny": Layer(("tiny",), knows=("errors",), never=frozenset({"peft", "trl", "datasets", "bitsandbytes"})),
     "memory": Layer(("memory",), knows=("errors",), never=frozenset({"trl"})),
     "model": Layer(("model",), knows=("tiny", "memory", "errors"), never=frozenset({"trl", "datasets"})),
-    "adapter": Layer(("adapter",), knows=("data", "model", "tiny", "errors"), never=frozenset({"trl", "datasets"})),
+    "adapter": Layer(
+        ("adapter",), knows=("data", "model", "tiny", "staging", "errors"), never=frozenset({"trl", "datasets"})
+    ),
     "run_folder": Layer(("run_folder",), knows=("errors",), never=TRAINING_STACK),
     "progress": Layer(("progress",), knows=("run_folder", "errors"), never=frozenset({"trl"})),
     "material": Layer(("material",), knows=(*BUILDERS, "recipe"), never=frozenset({"trl"})),

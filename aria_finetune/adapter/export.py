@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aria_finetune.adapter.files import open_adapter
 from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from aria_finetune.errors import UserError
+from aria_finetune.staging import staged_folder
 
 EXPORTED = (
     ADAPTER_WEIGHTS,
@@ -39,20 +39,11 @@ def export(adapter: Path, output: Path, *, base: str | None = None) -> list[str]
     Raises:
         UserError: the output exists, or the adapter folder is damaged.
     """
-    if output.exists():
-        raise UserError("the output exists already", where=str(output), fix="choose another folder, or remove it")
     files = open_adapter(adapter)
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with staged_folder(output) as folder:
         config = files.config | {"base_model_name_or_path": base or files.base_name}
-        (part / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in EXPORTED:
             if (files.folder / name).is_file():
-                shutil.copyfile(files.folder / name, part / name)
-        written = sorted(path.name for path in part.iterdir())
-        part.rename(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return written
+                shutil.copyfile(files.folder / name, folder / name)
+        return sorted(path.name for path in folder.iterdir())

@@ -35,6 +35,7 @@ UNSUPPORTED = {
     "use_qalora": "inputs pooled in groups",
 }
 """Features of PEFT that change what an adapter means, and that this reader would get wrong."""
+BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def _config(folder: Path) -> dict[str, Any]:
     if not all(isinstance(config.get(key), int | float) and config[key] > 0 for key in ("r", "lora_alpha")):
         raise UserError(f"{ADAPTER_CONFIG} has no positive r and lora_alpha", where=str(folder))
     used = [meaning for key, meaning in UNSUPPORTED.items() if config.get(key)]
+    if str(config.get("init_lora_weights", "")).split("_")[0].lower() in BASE_CHANGING_STARTS:
+        used.append(f"{config['init_lora_weights']} initialisation, which changes the base weights")
     if config.get("bias", "none") != "none":
         used.append("trained biases")
     if used:

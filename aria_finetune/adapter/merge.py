@@ -18,6 +18,7 @@ from aria_finetune.adapter.files import AdapterFiles, open_adapter
 from aria_finetune.adapter.shards import copy_shard
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
+from aria_finetune.staging import staged_folder
 
 REPORT = "merge.json"
 SKIPPED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
@@ -50,20 +51,11 @@ def merge(adapter: Path, output: Path, *, base: str | None = None, revision: str
         UserError: the output exists, the base is 4-bit or lacks a weight that the adapter changes, a shape
             differs, or either folder is damaged.
     """
-    if output.exists():
-        raise UserError("the output exists already", where=str(output), fix="choose another folder, or remove it")
     files = open_adapter(adapter)
     checkpoint = open_base(files, base, revision)
     _refuse_unmergeable(files, checkpoint)
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        merged = _write(files, checkpoint, part)
-        part.rename(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return merged
+    with staged_folder(output) as folder:
+        return _write(files, checkpoint, folder)
 
 
 def _write(files: AdapterFiles, checkpoint: HubCheckpoint, folder: Path) -> list[MergedTensor]:

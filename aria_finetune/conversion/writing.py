@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +24,7 @@ from aria_finetune.conversion.options import ConversionOptions, ConversionReport
 from aria_finetune.data_formats import sources
 from aria_finetune.data_formats.record import SCHEMA_VERSION
 from aria_finetune.errors import TooManyRejects, UserError
+from aria_finetune.staging import staged_folder
 
 RECORDS_PER_SHARD = 100_000
 SHOWN_REJECTS = 5
@@ -43,7 +42,7 @@ def convert(source: Path, output: Path, options: ConversionOptions) -> Conversio
     output = Path(os.path.abspath(output))  # noqa: PTH100 (resolve() would follow a link at the output)
     if is_dataset(source):
         raise UserError("it is a converted data set already", where=str(source), fix="use it as it is")
-    with problems_told(output), _staged(output) as folder:
+    with problems_told(output), staged_folder(output) as folder:
         store = CopyingStore(folder)
         with _DatasetWriter(folder) as writer:
             for outcomes in outcomes_of(source, options, store):
@@ -112,19 +111,6 @@ class _DatasetWriter:
     def _close_shard(self) -> None:
         self._shard.close()
         self.shards.append(Shard(shard_name(len(self.shards)), self._in_shard, self._hasher.hexdigest()))
-
-
-@contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("there is something at the output already", where=str(output), fix="name a new folder")
-    folder = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        folder.replace(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _too_many(writer: _DatasetWriter, output: Path, allowed: int) -> TooManyRejects:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,7 @@ def refusal(adapter: Path, output: Path, base: Path | None = None) -> UserError:
 def test_an_existing_output_is_left_alone(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "precious").write_text("kept")
-    assert "exists already" in refusal(adapter, tmp_path / "merged").message
+    assert "at the output already" in refusal(adapter, tmp_path / "merged").message
     assert (tmp_path / "merged" / "precious").read_text() == "kept"
 
 
@@ -302,8 +303,11 @@ def test_an_interruption_leaves_nothing(adapter: Path, tmp_path: Path, monkeypat
 
 
 def test_what_an_earlier_crash_left_is_cleared(adapter: Path, tmp_path: Path) -> None:
-    (tmp_path / "merged.part").mkdir()
-    (tmp_path / "merged.part" / SINGLE).write_text("half")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / f".merged.partial-{gone.pid}"
+    left.mkdir()
+    (left / SINGLE).write_text("half")
     merge(adapter, tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 

