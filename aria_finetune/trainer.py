@@ -21,6 +21,7 @@ from transformers import AriaProcessor, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from aria_finetune.adapter.saving import save_adapter
+from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.dataset import EpochOrder
 from aria_finetune.errors import UserError
 from aria_finetune.memory import peak_memory_gib
@@ -133,7 +134,7 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
     def _count(self, inputs: Batch, tiles: Batch) -> None:
         self.seen["rows"] += len(inputs["input_ids"])
         self.seen["tokens"] += int(inputs["attention_mask"].sum())
-        self.seen["labels"] += int((inputs["labels"] != -100).sum())
+        self.seen["labels"] += int((inputs["labels"] != IGNORED).sum())
         self.seen["tiles"] += len(tiles.get("tile_order", ()))
 
     def _get_grad_norm(self, model: PeftModel, grad_norm: Any = None) -> Any:
@@ -207,11 +208,13 @@ def deterministic(*, enabled: bool) -> Iterator[None]:
     Without it the gradient of a gather adds up in whatever order its threads come.
     """
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(enabled or before, warn_only=True)
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    if enabled and not before:
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=torch.is_deterministic_algorithms_warn_only_enabled())
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
 
 
 def _raise_carried(batch: Batch) -> None:

@@ -22,6 +22,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from aria_finetune.adapter.saving import save_adapter
+from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
 from aria_finetune.errors import UserError
@@ -92,7 +93,7 @@ def dry_run(recipe: Recipe, console: Console) -> Batch:
         batch = build_collator(recipe, material)([{"row": row} for row in first])
     for name, tensor in batch.items():
         console.print(f"  {name:16} {tuple(tensor.shape)!s:22} {str(tensor.dtype).removeprefix('torch.')}")
-    labels = int((batch["labels"] != -100).sum())
+    labels = int((batch["labels"] != IGNORED).sum())
     console.print(f"one batch: {labels} of {batch['labels'].numel()} tokens in the loss; no weight was loaded")
     return batch
 

@@ -41,7 +41,8 @@ class Drift:
     def describe(self) -> str:
         """One line for people."""
         return (
-            f"merged weights against the dense base with the adapter live: logits differ by at most {self.logit_max:.2e} (mean {self.logit_mean:.2e}), "
+            "merged weights against the dense base with the adapter live: "
+            f"logits differ by at most {self.logit_max:.2e} (mean {self.logit_mean:.2e}), "
             f"KL {self.kl:.2e} nats, same first choice at {self.agreement:.1%} of positions"
         )
 

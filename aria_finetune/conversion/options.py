@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+SHOWN_REJECTS = 5
+"""How many rejects a message describes; all of them are in a file."""
+
 Verification = Literal["none", "stat", "header", "decode"]
 
 
@@ -45,6 +48,10 @@ class Reject:
     id: str
     reason: str
     detail: str
+
+    def describe(self) -> str:
+        """Place, reason and detail in one line for people."""
+        return f"{self.file}:{self.ordinal}: {self.reason}: {self.detail}"
 
 
 @dataclass

@@ -20,14 +20,13 @@ from aria_finetune import __version__
 from aria_finetune.conversion.dataset import MANIFEST, REJECTS, REPORT, Shard, is_dataset, shard_name
 from aria_finetune.conversion.engine import Accepted, Outcome, outcomes_of, problems_told
 from aria_finetune.conversion.media_store import CopyingStore
-from aria_finetune.conversion.options import ConversionOptions, ConversionReport, Reject
+from aria_finetune.conversion.options import SHOWN_REJECTS, ConversionOptions, ConversionReport, Reject
 from aria_finetune.data_formats import sources
 from aria_finetune.data_formats.record import SCHEMA_VERSION
 from aria_finetune.errors import TooManyRejects, UserError
 from aria_finetune.staging import staged_folder
 
 RECORDS_PER_SHARD = 100_000
-SHOWN_REJECTS = 5
 
 
 def convert(source: Path, output: Path, options: ConversionOptions) -> ConversionReport:
@@ -117,7 +116,7 @@ def _too_many(writer: _DatasetWriter, output: Path, allowed: int) -> TooManyReje
     aside = output.with_name(f"{output.name}.rejects.jsonl")
     (writer.folder / REJECTS).replace(aside)
     report = writer.report
-    shown = "".join(f"\n  {r.file}:{r.ordinal}: {r.reason}: {r.detail}" for r in writer.first_rejects)
+    shown = "".join(f"\n  {reject.describe()}" for reject in writer.first_rejects)
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
     return TooManyRejects(
         f"{report.rejected} of {report.read} conversations were rejected, {allowed} allowed ({counts}){shown}",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch.utils.data import Sampler
 
-from aria_finetune.conversion import ConversionOptions, Reject, is_dataset, read_dataset, read_records
+from aria_finetune.conversion import SHOWN_REJECTS, ConversionOptions, Reject, is_dataset, read_dataset, read_records
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.rows import RowPlan, Viewing, plan_row
 from aria_finetune.data_formats.errors import RecordError
@@ -23,7 +23,6 @@ from aria_finetune.errors import TooManyRejects, UserError
 
 POLICY_REASONS = ("too_long", "no_label")
 """Reasons that `data.too_long` and `data.loss_on` decide; they don't count against `data.max_rejects`."""
-SHOWN_REJECTS = 5
 
 
 @dataclass(frozen=True)
@@ -229,6 +228,6 @@ def _check_rejects(rejects: Sequence[Reject], max_rejects: int) -> None:
 
 
 def _summary(rejects: Sequence[Reject]) -> str:
-    lines = [f"\n  {r.file}:{r.ordinal}: {r.reason}: {r.detail}" for r in rejects[:SHOWN_REJECTS]]
+    lines = [f"\n  {reject.describe()}" for reject in rejects[:SHOWN_REJECTS]]
     more = len(rejects) - SHOWN_REJECTS
     return "".join(lines) + (f"\n  and {more} more" if more > 0 else "")

@@ -275,9 +275,11 @@ def test_train_has_the_names_of_trl() -> None:
 def test_schedulers_and_optimizers_are_known_to_trl(tmp_path: Path) -> None:
     fields = TrainSection.model_fields
     for scheduler in get_args(fields["lr_scheduler_type"].annotation):
-        SFTConfig(output_dir=str(tmp_path), lr_scheduler_type=scheduler, use_cpu=True, bf16=False)
+        config = SFTConfig(output_dir=str(tmp_path), lr_scheduler_type=scheduler, use_cpu=True, bf16=False)
+        assert config.lr_scheduler_type == scheduler
     for optimizer in get_args(fields["optim"].annotation):
-        SFTConfig(output_dir=str(tmp_path), optim=optimizer, use_cpu=True, bf16=False)
+        config = SFTConfig(output_dir=str(tmp_path), optim=optimizer, use_cpu=True, bf16=False)
+        assert config.optim == optimizer
 
 
 def test_a_broken_key_is_not_blamed_for_a_second_thing(problems: Any) -> None:
