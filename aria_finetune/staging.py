@@ -1,4 +1,4 @@
-"""Folders that are complete or not there: written beside their place and renamed at the end.
+"""Folders and files that are complete or not there: written beside their place and renamed at the end.
 
 Knows nothing of what is written.
 """
@@ -33,6 +33,31 @@ def staged_folder(output: Path) -> Iterator[Path]:
         folder.replace(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file by way of a temporary neighbour, so that no reader and no power cut meets half of it."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have the disk keep every file below `folder`, and the names of all of them."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(parent) / name)
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file's bytes, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _clear_crashed(output: Path) -> None:

@@ -23,6 +23,16 @@ from aria_finetune.model.loading import load_processor
 from aria_finetune.tiny import CHECKPOINT
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="Inject every fault as often as `make soak` does.")
+
+
+@pytest.fixture(scope="session")
+def soak(pytestconfig: pytest.Config) -> bool:
+    """Whether faults are injected in full numbers instead of a few."""
+    return bool(pytestconfig.getoption("--soak"))
+
+
 @pytest.fixture(scope="session")
 def tiny_aria_processor() -> AriaProcessor:
     return load_processor(open_checkpoint("tiny"))

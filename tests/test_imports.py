@@ -33,6 +33,7 @@ class Layer:
 
 BUILDERS = (
     "errors",
+    "redaction",
     "libraries",
     "staging",
     "data_formats",
@@ -49,6 +50,7 @@ RUNS = (*BUILDERS, "recipe", "material", "run_folder", "progress", "summary")
 LAYERS: dict[str, Layer] = {
     "package": Layer(("",), never=HEAVY),
     "errors": Layer(("errors",), never=HEAVY),
+    "redaction": Layer(("redaction",), never=HEAVY),
     "data_formats": Layer(("data_formats",), never=TRAINING_STACK),
     "recipes": Layer(("recipes",), never=HEAVY),
     "recipe": Layer(
@@ -56,22 +58,33 @@ LAYERS: dict[str, Layer] = {
         knows=("errors",),
         never=HEAVY,
     ),
-    "media": Layer(("media",), knows=("errors",), never=TRAINING_STACK),
-    "conversion": Layer(("conversion",), knows=("data_formats", "media", "staging", "errors"), never=TRAINING_STACK),
+    "media": Layer(("media",), knows=("redaction", "errors"), never=TRAINING_STACK),
+    "conversion": Layer(
+        ("conversion",), knows=("data_formats", "media", "staging", "redaction", "errors"), never=TRAINING_STACK
+    ),
     "staging": Layer(("staging",), knows=("errors",), never=HEAVY),
+    "interruption": Layer(("interruption",), never=HEAVY),
+    "provenance": Layer(("provenance",), never=HEAVY),
+    "checkpoint": Layer(
+        ("checkpoint",),
+        knows=("staging", "errors"),
+        never=frozenset({"transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}),
+    ),
     "data": Layer(
         ("data",),
-        knows=("conversion", "data_formats", "media", "errors"),
+        knows=("conversion", "data_formats", "media", "redaction", "errors"),
         never=frozenset({"peft", "trl", "bitsandbytes"}),
     ),
     "libraries": Layer(("libraries",), never=HEAVY - {"transformers"}),
     "tiny": Layer(("tiny",), knows=("errors",), never=frozenset({"peft", "trl", "datasets", "bitsandbytes"})),
     "memory": Layer(("memory",), knows=("errors",), never=frozenset({"trl"})),
-    "model": Layer(("model",), knows=("tiny", "memory", "errors"), never=frozenset({"trl", "datasets"})),
+    "model": Layer(("model",), knows=("tiny", "memory", "redaction", "errors"), never=frozenset({"trl", "datasets"})),
     "adapter": Layer(
-        ("adapter",), knows=("data", "model", "tiny", "staging", "errors"), never=frozenset({"trl", "datasets"})
+        ("adapter",),
+        knows=("data", "model", "tiny", "staging", "redaction", "errors"),
+        never=frozenset({"trl", "datasets"}),
     ),
-    "run_folder": Layer(("run_folder",), knows=("errors",), never=TRAINING_STACK),
+    "run_folder": Layer(("run_folder",), knows=("staging", "redaction", "errors"), never=TRAINING_STACK),
     "progress": Layer(("progress",), knows=("run_folder", "errors"), never=frozenset({"trl"})),
     "material": Layer(("material",), knows=(*BUILDERS, "recipe"), never=frozenset({"trl"})),
     "summary": Layer(
@@ -82,8 +95,22 @@ LAYERS: dict[str, Layer] = {
     "help": Layer(("format_help", "shipped_recipes"), knows=("data_formats", "errors"), never=HEAVY),
     "doctor": Layer(("doctor",), knows=(*BUILDERS, "recipe")),
     "evaluation": Layer(("evaluation", "generation"), knows=RUNS, never=frozenset({"trl"})),
-    "training": Layer(("training", "trainer"), knows=(*RUNS, "evaluation")),
-    "cli": Layer(("cli",), knows=(*RUNS, "help", "doctor", "evaluation", "training"), never_at_import=HEAVY),
+    "advice": Layer(("advice",), knows=("memory", "recipe", "errors"), never=frozenset({"trl"})),
+    "resumption": Layer(
+        ("resumption",),
+        knows=("checkpoint", "material", "provenance", "recipe", "redaction", "errors"),
+        never=frozenset({"trl"}),
+    ),
+    "trainer": Layer(
+        ("trainer",), knows=("adapter", "checkpoint", "data", "interruption", "memory", "model", "errors")
+    ),
+    "training": Layer(
+        ("training",),
+        knows=(*RUNS, "advice", "checkpoint", "interruption", "provenance", "resumption", "staging", "trainer"),
+    ),
+    "cli": Layer(
+        ("cli",), knows=(*RUNS, "interruption", "help", "doctor", "evaluation", "training"), never_at_import=HEAVY
+    ),
 }
 
 
