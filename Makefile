@@ -1,4 +1,4 @@
-# make setup | demo | test | lint    everything runs in .venv, which `setup` makes
+# make setup | demo | test | soak | lint    everything runs in .venv, which `setup` makes
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test soak lint
 
 setup: $(INSTALLED)
 
@@ -32,5 +32,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A process for each core and a thread for each process: threads that wait for a core spin, and cost ten times more.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# Every fault in full numbers: about an hour on two cores.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --soak -s tests/faults tests/data/test_decoding.py tests/run/test_determinism.py

@@ -16,25 +16,30 @@ from typer.core import TyperGroup
 
 from aria_finetune import __version__
 from aria_finetune.errors import UserError
+from aria_finetune.interruption import Interrupted, Interruption
+from aria_finetune.redaction import redact_streams
 
-INTERRUPTED = 130
+INTERRUPTION = "aria_finetune.interruption"
+"""Where a command finds what tells it of signals."""
 
 
 class CommandGroup(TyperGroup):
-    """Turns the project's errors into messages and exit codes."""
+    """Keeps secrets out of all that is printed; turns the project's errors and signals into messages and exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the module's docstring for what becomes of errors."""
+        redact_streams()
         try:
-            return super().invoke(ctx)
+            with Interruption() as ctx.meta[INTERRUPTION]:
+                return super().invoke(ctx)
         except UserError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
             typer.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
+        except Interrupted as stopped:
+            typer.echo(f"stopped by {stopped}", err=True)
+            sys.exit(stopped.exit_code)
 
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -70,17 +75,20 @@ def train(
     ctx: typer.Context,
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest sealed checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate all, build one batch, stop.")] = False,
 ) -> None:
     """Train an adapter."""
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx)
+    prepare(ctx, loaded.model.path)
     from aria_finetune import training
 
-    run = training.dry_run if dry_run else training.train
-    run(loaded, console())
+    if dry_run:
+        training.dry_run(loaded, console())
+    else:
+        training.train(loaded, console(), resume=resume, interruption=ctx.meta[INTERRUPTION])
 
 
 @app.command()
@@ -100,7 +108,7 @@ def evaluate(
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx)
+    prepare(ctx, loaded.model.path)
     from aria_finetune.evaluation import EvaluationOptions
     from aria_finetune.evaluation import evaluate as run
 
@@ -149,7 +157,7 @@ def merge(
     check: Annotated[bool, typer.Option("--check", help="Load both models and compare their logits.")] = False,
 ) -> None:
     """Fold an adapter into the original weights."""
-    prepare(ctx)
+    prepare(ctx, base)
     from aria_finetune.adapter.merge import merge as run
 
     merged = run(adapter, output, base=base, revision=revision)
@@ -168,7 +176,7 @@ def export(
     base: Annotated[str | None, typer.Option(help="Base model that the adapter should name.")] = None,
 ) -> None:
     """Write a clean adapter folder to hand on."""
-    prepare(ctx)
+    prepare(ctx, str(adapter))
     from aria_finetune.adapter.export import export as run
 
     typer.echo(f"wrote {', '.join(run(adapter, output, base=base))} to {output}/")
@@ -197,18 +205,21 @@ def doctor(ctx: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-def prepare(ctx: typer.Context) -> None:
-    """Quieten the libraries, unless `--debug` was given."""
-    from aria_finetune.libraries import prepare_libraries
+def prepare(ctx: typer.Context, model: str | None = None) -> None:
+    """Quieten the libraries, unless `--debug` was given; keep them off the network if `model` is on this machine."""
+    from aria_finetune.libraries import names_local_model, prepare_libraries
 
-    prepare_libraries(debug=bool(ctx.obj))
+    prepare_libraries(debug=bool(ctx.obj), offline=model is not None and names_local_model(model))
 
 
 def console() -> Any:
-    """Where progress and tables go: standard output, as wide as it is, or 100 columns in a file."""
+    """Where progress and tables go: standard output, as wide as it is, or 100 columns in a file.
+
+    Lines are not wrapped: a secret that goes over two of them would not be known as one.
+    """
     from rich.console import Console
 
-    return Console(markup=False) if sys.stdout.isatty() else Console(markup=False, width=100)
+    return Console(markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from aria_finetune.generation import generate_answers
 from aria_finetune.material import Material, build_collator, load_base, prepare_prompts
 from aria_finetune.model.lora import load_adapter
 from aria_finetune.recipe import Recipe
+from aria_finetune.redaction import redact_values
 from aria_finetune.staging import staged_folder
 
 EVALUATION_FILE = "evaluation.json"
@@ -95,14 +96,16 @@ def _answers(recipe: Recipe, material: Material, options: EvaluationOptions, con
         "max_new_tokens": options.max_new_tokens,
         "batch_size": options.batch_size,
     }
-    collator = build_collator(recipe, material, generation=True)
+    # Whatever the recipe says for training: a score over fewer rows would not be the same score.
+    viewing = {"generation": True, "on_bad_media": "fail"}
+    collator = build_collator(recipe, material, **viewing)
     console.print(f"answering {len(material.plans):,} rows", highlight=False)
     said = {"base": generate_answers(base, collator, **settings)}
     if options.adapter is not None:
         model = load_adapter(base, str(options.adapter)).eval()
         said["adapter"] = generate_answers(model, collator, **settings)
         if options.blank_images:
-            blind = build_collator(recipe, material, generation=True, blank_images=True)
+            blind = build_collator(recipe, material, blank_images=True, **viewing)
             said["adapter_blank"] = generate_answers(model, blind, **settings)
     return said
 
@@ -140,4 +143,5 @@ def _write(
     with staged_folder(output) as folder:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / PREDICTIONS_FILE).write_text(text, encoding="utf-8")
-        (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        report = json.dumps(redact_values(result), indent=2)
+        (folder / EVALUATION_FILE).write_text(report + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What is asked of the libraries before they are used: no telemetry, no chatter a person can do nothing about.
+"""What is asked of the libraries before they are used: no telemetry, no network that nobody asked for, no chatter.
 
-Imported by the commands that load a model. Knows nothing else.
+Imported by the commands that load a model, before they import anything that reads its environment. Knows nothing else.
 """
 
 from __future__ import annotations
@@ -8,17 +8,34 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 
 NOISY_LOGGERS = ("bitsandbytes", "transformers", "huggingface_hub", "accelerate", "trl", "peft")
+OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+DEFAULTS = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # the loader's workers are forked after its first use
+    "WANDB_CONSOLE": "off",  # it would send what is printed as it was before secrets were taken out
+}
 
 
-def prepare_libraries(*, debug: bool = False) -> None:
-    """Set environment and log levels. With `debug` everything the libraries say is shown.
+def names_local_model(path: str) -> bool:
+    """Whether a recipe's `model.path` is here already: the packaged tiny Aria, or a folder."""
+    return path == "tiny" or Path(path).expanduser().is_dir()
 
-    `HF_HUB_DISABLE_TELEMETRY` and the tokenizers' thread switch are set where the user has not set them.
+
+def prepare_libraries(*, debug: bool = False, offline: bool = False) -> None:
+    """Set environment and log levels.
+
+    Args:
+        debug: show everything the libraries say.
+        offline: keep the hub's clients from opening a connection, whatever the environment says. To be used when
+            everything a command needs is on this machine; it has no effect once those libraries are imported.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are forked after its first use
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if offline:
+        os.environ.update(dict.fromkeys(OFFLINE_SWITCHES, "1"))
     if debug:
         return
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415 (after the environment is set)

@@ -124,15 +124,14 @@ def build_source(recipe: Recipe, section: SourceSection) -> DataSource:
 
 def build_collator(recipe: Recipe, material: Material, **changes: Any) -> Collator:
     """The collator of a recipe; `changes` go to `Collator`."""
-    return Collator(
-        material.plans,
-        material.chat,
-        pad_id(material.checkpoint),
-        loss_on=recipe.data.loss_on,
-        split_images=recipe.data.split_images,
-        image_limits=ImageLimits(max_pixels=recipe.data.max_pixels),
-        **changes,
-    )
+    settings = {
+        "loss_on": recipe.data.loss_on,
+        "split_images": recipe.data.split_images,
+        "image_limits": ImageLimits(max_pixels=recipe.data.max_pixels),
+        "on_bad_media": recipe.data.on_bad_media,
+        "media_timeout": recipe.data.media_timeout,
+    }
+    return Collator(material.plans, material.chat, pad_id(material.checkpoint), **(settings | changes))
 
 
 def choose_device(recipe: Recipe) -> str:

@@ -1,7 +1,8 @@
-"""Peak memory of this process. Knows nothing else."""
+"""Memory of this process: its peak, and what running out of it looks like. Knows nothing else."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 
@@ -16,3 +17,18 @@ def peak_memory_gib(device: str) -> float:
         return torch.cuda.max_memory_allocated() / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the GPU's or the machine's memory is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The allocator of a CPU has no exception type of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def memory_gib(device: str) -> float:
+    """All memory in GiB: of the GPU, or of the machine where there is none."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aria_finetune.run_folder import RunFolder
+from aria_finetune.run_folder import METRICS_FILE, RunFolder
 
 PLAIN_SECONDS = 5.0
 """Without a terminal a line is printed at most this often."""
@@ -36,17 +36,17 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
         if self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
             self.progress = Progress(*columns, console=self.console)
-            self.task = self.progress.add_task("", total=state.max_steps)
+            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
             self.progress.start()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep a line of metrics, and show the ones of a training step or an evaluation."""
         logs = {name: value for name, value in kwargs["logs"].items() if name != "total_flos"}
-        self.run.add_metrics({"step": state.global_step, **{n: _finite(value) for n, value in logs.items()}})
+        self.run.append(METRICS_FILE, {"step": state.global_step, **{n: _finite(value) for n, value in logs.items()}})
         if "loss" in logs:
             self._show(state, describe(logs))
         elif "eval_loss" in logs:
-            self._print(f"step {state.global_step}/{state.max_steps}  evaluation loss {logs['eval_loss']:.4f}")
+            self.say(f"step {state.global_step}/{state.max_steps}  evaluation loss {logs['eval_loss']:.4f}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -60,14 +60,23 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
             self.progress.stop()
             self.progress = None
 
+    def state(self) -> dict[str, Any]:
+        """How long the run's logs are, for a checkpoint."""
+        return {"bytes": self.run.log_sizes()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back the lines of steps that are done again."""
+        self.run.cut_logs(state["bytes"])
+
     def _show(self, state: TrainerState, text: str) -> None:
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=state.global_step, description=text)
         elif time.monotonic() - self.printed_at >= PLAIN_SECONDS or state.global_step == state.max_steps:
             self.printed_at = time.monotonic()
-            self._print(f"step {state.global_step}/{state.max_steps}  {text}")
+            self.say(f"step {state.global_step}/{state.max_steps}  {text}")
 
-    def _print(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
 

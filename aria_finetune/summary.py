@@ -1,15 +1,21 @@
-"""What a run prints about itself: its rows, the model in memory, where everything is. Draws, decides nothing."""
+"""What a run prints about itself: its rows, the model in memory, where everything is, the picture of its losses. Decides nothing."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from aria_finetune.libraries import names_local_model
 from aria_finetune.material import Material
 from aria_finetune.memory import GIB
 from aria_finetune.model.components import Component
 from aria_finetune.progress import duration
-from aria_finetune.run_folder import PICTURE_FILE, REJECTS_FILE, RunFolder
+from aria_finetune.recipe import Recipe
+from aria_finetune.run_folder import PICTURE_FILE, REJECTS_FILE, SKIPPED_FILE, RunFolder
 
 
 def show_rows(material: Material, console: Console) -> None:
@@ -25,6 +31,16 @@ def show_rows(material: Material, console: Console) -> None:
         )
         for reason, count in rows.reasons().items():
             console.print(f"  rejected: {count} {reason}", highlight=False)
+
+
+def show_base(recipe: Recipe, material: Material, console: Console) -> None:
+    """Warn of a base model that may be another one tomorrow."""
+    if recipe.model.revision is None and not names_local_model(recipe.model.path):
+        console.print(
+            f"warning: model.revision is not set; today {recipe.model.path} is {material.checkpoint.folder.name}. "
+            "Set it to that commit, so that --resume and merge find the same weights",
+            highlight=False,
+        )
 
 
 def show_components(parts: list[Component], console: Console) -> None:
@@ -49,5 +65,29 @@ def show_result(run: RunFolder, seconds: float, console: Console) -> None:
         ("metrics.jsonl", "a line per logged step"),
         (PICTURE_FILE, "training and evaluation loss"),
         (REJECTS_FILE, "rows that were not used, and why"),
+        (SKIPPED_FILE, "rows whose media could not be read when it was their turn"),
     ):
+        if not (run.path / name).exists():
+            continue
         console.print(f"  {name:14} {what}", highlight=False)
+
+
+def draw_losses(metrics: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw training and evaluation loss over steps as PNG; without a logged loss nothing is drawn."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 (half a second that only this needs)
+
+    entries = list(metrics)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = False
+    for key, label, marker in (("loss", "training", ""), ("eval_loss", "evaluation", "o")):
+        points = [(entry["step"], entry[key]) for entry in entries if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker=marker)
+            drawn = True
+    if not drawn:
+        return
+    axes.set(xlabel="step", ylabel="loss per labelled token (nats)")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, format="png")

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,68 +19,119 @@ from typing import Any
 import torch
 from peft import PeftModel
 from rich.console import Console
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from aria_finetune.adapter.saving import save_adapter
+from aria_finetune.advice import explain_out_of_memory
+from aria_finetune.checkpoint.space import folder_bytes, require_space
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
 from aria_finetune.errors import UserError
+from aria_finetune.interruption import Interruption
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
 from aria_finetune.memory import peak_memory_gib
 from aria_finetune.model.components import Component
-from aria_finetune.model.lora import LoraPlan, add_lora
+from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora
 from aria_finetune.progress import ProgressReport
+from aria_finetune.provenance import fingerprint, versions
 from aria_finetune.recipe import Recipe, resolve_data_path
+from aria_finetune.resumption import Start, check_identity, find_start, identify
 from aria_finetune.run_folder import (
+    METRICS_FILE,
     PICTURE_FILE,
     REJECTS_FILE,
+    SKIPPED_FILE,
     RunFolder,
     check_run_folder,
-    draw_losses,
-    fingerprint,
+    has_begun,
     open_run_folder,
-    versions,
+    resume_run_folder,
 )
-from aria_finetune.summary import show_components, show_result, show_rows
-from aria_finetune.trainer import AriaTrainer, RowNames
+from aria_finetune.staging import staged_folder
+from aria_finetune.summary import draw_losses, show_base, show_components, show_result, show_rows
+from aria_finetune.trainer import AriaTrainer, EarlyStopping, Keeping, NumberGuard, RowCounts, SkippedRows, Watching
 
 INLINE_MEDIA = "media"
 """Folder of a run for pictures that its data hold inline (data URIs)."""
+FINISHED = "finished"
+STATE_PER_ADAPTER_BYTE = 2
+"""AdamW keeps two numbers for each trained one."""
+SPARE_BYTES = 2**20
 
 
-def train(recipe: Recipe, console: Console) -> Path:
+def train(recipe: Recipe, console: Console, *, resume: bool = False, interruption: Interruption | None = None) -> Path:
     """Run a recipe; returns the run's folder.
 
+    Args:
+        recipe: what to do.
+        console: where to say how it goes.
+        resume: go on with the run in the recipe's folder from its newest sealed checkpoint; where none is there,
+            begin, and where it is finished already, only say so.
+        interruption: says whether a signal came; once training began it is obeyed at the end of a step.
+
     Raises:
-        UserError: anything about recipe, checkpoint or data that the user can mend.
+        UserError: anything about recipe, checkpoint, data or disk that the user can mend.
+        Interrupted: a signal came. If training began, a checkpoint of that moment is sealed.
     """
+    interruption = interruption or Interruption()
+    resume = resume and has_begun(recipe.output_dir)
+    check_run(recipe, resume=resume)
+    with _folder(recipe, resume=resume) as run:
+        if run.describe().get("status") == FINISHED:
+            console.print(f"the run in {run.path}/ is finished; its adapter is in {run.adapter}/", highlight=False)
+            return run.path
+        _run(recipe, run, find_start(run.path, console) if resume else Start(None, 0), console, interruption)
+    return run.path
+
+
+def _folder(recipe: Recipe, *, resume: bool) -> AbstractContextManager[RunFolder]:
+    if resume:
+        return resume_run_folder(recipe.output_dir)
+    return open_run_folder(recipe.output_dir, overwrite=recipe.output.overwrite)
+
+
+def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interruption: Interruption) -> None:
     began = time.monotonic()
-    check_run(recipe)
-    with open_run_folder(recipe.output_dir, overwrite=recipe.output.overwrite) as run:
-        material = prepare(recipe, run.path / INLINE_MEDIA)
-        show_rows(material, console)
+    material = prepare(recipe, run.path / INLINE_MEDIA)
+    show_base(recipe, material, console)
+    show_rows(material, console)
+    identity = identify(recipe, material)
+    if start.checkpoint:
+        check_identity(start.values["identity"], identity, start.checkpoint, console)
+    with explain_out_of_memory(recipe, choose_device(recipe), "loading"):
         model, parts = build_model(recipe, run, material)
-        show_components(parts, console)
-        progress = ProgressReport(run, console)
-        trainer = build_trainer(recipe, run, material, model, progress)
-        description = describe_run(recipe, material, parts)
-        run.began = True
-        run.write({"status": "running", **description})
+    show_components(parts, console)
+    progress = ProgressReport(run, console)
+    trainer = build_trainer(recipe, run, material, model, progress, identity=identity, interruption=interruption)
+    check_space(recipe, run, trainer)
+    description = describe_run(recipe, material, parts, start)
+    with interruption.deferred():
+        run.begin(description)
+        if start.checkpoint is None:
+            run.cut_logs({})
         write_rejects([*material.train_rows.rejects, *material.eval_rows.rejects], run.path / REJECTS_FILE)
+        longest = max(plan.tokens for plan in material.plans)
         try:
-            trainer.train()
+            with explain_out_of_memory(recipe, choose_device(recipe), "training", longest=longest):
+                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         except BaseException as error:
             run.write({"status": "stopped", "stopped_by": type(error).__name__, **description})
             raise
         finally:
             progress.close()
-        save_adapter(model, run.adapter, material.processor)
-        draw_losses(run.metrics(), run.path / PICTURE_FILE)
-        run.write({"status": "finished", **description, **describe_result(trainer, run, began)})
-        show_result(run, time.monotonic() - began, console)
-    return run.path
+        write_adapter(model, run, material)
+        draw_losses(run.entries(METRICS_FILE), run.path / PICTURE_FILE)
+        run.write({"status": FINISHED, **description, **describe_result(trainer, run, began)})
+    show_result(run, time.monotonic() - began, console)
+
+
+def write_adapter(model: PeftModel, run: RunFolder, material: Material) -> None:
+    """Write the run's adapter folder, whole or not at all."""
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    with staged_folder(run.adapter) as folder:
+        save_adapter(model, folder, material.processor)
 
 
 def dry_run(recipe: Recipe, console: Console) -> Batch:
@@ -90,7 +142,7 @@ def dry_run(recipe: Recipe, console: Console) -> Batch:
         show_rows(material, console)
         order = EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed)
         first = list(order)[: recipe.train.per_device_train_batch_size]
-        batch = build_collator(recipe, material)([{"row": row} for row in first])
+        batch = build_collator(recipe, material, on_bad_media="fail")([{"row": row} for row in first])
     for name, tensor in batch.items():
         console.print(f"  {name:16} {tuple(tensor.shape)!s:22} {str(tensor.dtype).removeprefix('torch.')}")
     labels = int((batch["labels"] != IGNORED).sum())
@@ -98,13 +150,14 @@ def dry_run(recipe: Recipe, console: Console) -> Batch:
     return batch
 
 
-def check_run(recipe: Recipe) -> None:
+def check_run(recipe: Recipe, *, resume: bool = False) -> None:
     """Refuse early what a run would only meet after its weights are loaded.
 
     Raises:
         UserError: the run folder is in use, there is no such device, or a tracker is not installed.
     """
-    check_run_folder(recipe.output_dir, overwrite=recipe.output.overwrite)
+    if not resume:
+        check_run_folder(recipe.output_dir, overwrite=recipe.output.overwrite)
     choose_device(recipe)
     for tracker in recipe.train.report_to:
         if importlib.util.find_spec(tracker) is None:
@@ -136,36 +189,85 @@ def build_model(recipe: Recipe, run: RunFolder, material: Material) -> tuple[Pef
 def keep_tiny_base(run: RunFolder, material: Material) -> str:
     """Copy the packaged tiny Aria into the run, so that its adapter names a base that loads from where we are."""
     base = run.path / "base"
-    shutil.copytree(material.checkpoint.folder, base)
+    if not base.exists():
+        with staged_folder(base) as folder:
+            shutil.copytree(material.checkpoint.folder, folder, dirs_exist_ok=True)
     return os.path.relpath(base)
 
 
 def build_trainer(
-    recipe: Recipe, run: RunFolder, material: Material, model: PeftModel, progress: ProgressReport
+    recipe: Recipe,
+    run: RunFolder,
+    material: Material,
+    model: PeftModel,
+    progress: ProgressReport,
+    *,
+    identity: dict[str, Any] | None = None,
+    interruption: Interruption | None = None,
 ) -> AriaTrainer:
     """TRL's trainer around all of it."""
+    plans = material.plans
+
+    def name(row: int) -> str:
+        return plans[row].record.id
+
+    guard = NumberGuard(name, recipe.train.spike_factor)
+    skipped = SkippedRows(lambda entry: run.append(SKIPPED_FILE, entry), progress.say)
+    companions: dict[str, Any] = {"logs": progress, "guard": guard, "skipped": skipped}
     callbacks: list[TrainerCallback] = [progress]
     if recipe.train.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
-    plans = material.plans
+        stopping = EarlyStopping(recipe.train.early_stopping_patience)
+        companions["early_stopping"] = stopping
+        callbacks.append(stopping)
     trainer = AriaTrainer(
         model,
         build_arguments(recipe, run),
         build_collator(recipe, material),
-        rows=RowNames(len(material.train_rows.plans), len(material.eval_rows.plans), lambda row: plans[row].record.id),
+        rows=RowCounts(len(material.train_rows.plans), len(material.eval_rows.plans)),
         order=EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed),
         processor=material.processor,
+        watching=Watching(guard, skipped, interruption or Interruption(), progress.say),
+        keeping=Keeping(recipe.train.save_total_limit, identity or {}, checkpoint_bytes(model, material), companions),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
+def checkpoint_bytes(model: PeftModel, material: Material) -> int:
+    """About how large a checkpoint is: adapter, optimizer, and the processor's files as the base has them."""
+    adapter = sum(tensor.numel() * tensor.element_size() for tensor in adapter_state(model).values())
+    weights = set(material.checkpoint.shards)
+    small = folder_bytes(material.checkpoint.folder, without=weights)
+    return adapter * (1 + STATE_PER_ADAPTER_BYTE) + small + SPARE_BYTES
+
+
+def check_space(recipe: Recipe, run: RunFolder, trainer: AriaTrainer) -> None:
+    """Refuse a run whose checkpoints can't all be kept, before its first step.
+
+    Raises:
+        UserError: fewer bytes are free than the checkpoints to come will need; both are named.
+    """
+    one = trainer.keeping.expected_bytes
+    keep = trainer.keeping.keep
+    saves = recipe.train.max_steps // recipe.train.save_steps + 1 if recipe.train.max_steps > 0 else 1
+    # One more is written before the oldest goes, and the adapter comes at the end.
+    count = (saves if keep is None else min(keep, saves)) + 2
+    require_space(
+        run.path,
+        one * count,
+        f"a run that keeps {count - 2} checkpoint(s), one being written beside them, and the adapter",
+        "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk",
+    )
+
+
 def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
     """TRL's configuration. Names under `train` are its own and go through as they are."""
     train = recipe.train
     device = choose_device(recipe)
-    passed_on = train.model_dump(exclude={"warmup_ratio", "early_stopping_patience", "report_to"})
+    passed_on = train.model_dump(
+        exclude={"warmup_ratio", "early_stopping_patience", "report_to", "spike_factor", "save_total_limit"}
+    )
     passed_on |= {"bf16": recipe.bf16, "eval_strategy": recipe.eval_strategy, "eval_steps": recipe.eval_steps}
     best = train.load_best_model_at_end or train.early_stopping_patience is not None
     arguments = SFTConfig(
@@ -178,7 +280,6 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        save_only_model=True,
         use_cpu=device == "cpu",
         dataloader_pin_memory=device == "cuda",
         dataloader_persistent_workers=train.dataloader_num_workers > 0,
@@ -192,7 +293,7 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
     return arguments
 
 
-def describe_run(recipe: Recipe, material: Material, parts: list[Component]) -> dict[str, Any]:
+def describe_run(recipe: Recipe, material: Material, parts: list[Component], start: Start) -> dict[str, Any]:
     """What `run.json` says of a run before it starts."""
     sources = {
         kind: [
@@ -201,9 +302,11 @@ def describe_run(recipe: Recipe, material: Material, parts: list[Component]) -> 
         for kind, s in (("train", recipe.data.train), ("eval", recipe.data.eval))
     }
     return {
+        "resumed_from_step": start.step if start.checkpoint else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe_file": str(recipe.file),
         "recipe": recipe.dump(),
+        "base": material.checkpoint.folder.name,
         "versions": versions(),
         "device": torch.cuda.get_device_name() if choose_device(recipe) == "cuda" else "cpu",
         "data": sources,
@@ -217,13 +320,14 @@ def describe_run(recipe: Recipe, material: Material, parts: list[Component]) -> 
 
 def describe_result(trainer: AriaTrainer, run: RunFolder, began: float) -> dict[str, Any]:
     """What `run.json` says of a run when it is over."""
-    metrics = run.metrics()
+    metrics = run.entries(METRICS_FILE)
     losses = [entry["loss"] for entry in metrics if "loss" in entry]
     eval_losses = [entry["eval_loss"] for entry in metrics if "eval_loss" in entry]
     return {
         "steps": trainer.state.global_step,
         "best_checkpoint": trainer.state.best_model_checkpoint,
         "seen": dict(trainer.seen),
+        "skipped": trainer.skipped_reasons(),
         "seconds": round(time.monotonic() - began, 3),
         "peak_memory_gib": round(peak_memory_gib(trainer.args.device.type), 3),
         "losses": {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from aria_finetune.run_folder import versions
+from aria_finetune.provenance import versions
 
 GIB = 2**30
 RESULT_FILE = "result.json"

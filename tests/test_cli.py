@@ -19,7 +19,7 @@ from aria_finetune.cli import app
 
 ENTRY = "from aria_finetune.cli import app; app(prog_name='aria-finetune')"
 FLAGS = {
-    "train": {"recipe", "overrides", "--dry-run"},
+    "train": {"recipe", "overrides", "--resume", "--dry-run"},
     "evaluate": {
         "recipe", "overrides", "--adapter", "--output", "--blank-images", "--max-new-tokens", "--batch-size"
     },

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -517,6 +518,20 @@ class TestReadDataset:
         if message:
             with pytest.raises(UserError, match=message):
                 list(read_dataset(dataset))
+
+    def test_media_paths_are_real_ones(self, dataset, tmp_path):
+        (tmp_path / "link").symlink_to(dataset)
+        first, _ = read_dataset(tmp_path / "link")
+        path = first.media[0].path
+        assert path == os.path.realpath(path)
+        assert Path(path).is_relative_to(dataset)
+
+    def test_a_link_out_of_the_data_set_is_refused(self, dataset, tmp_path):
+        (copy,) = (dataset / "media").glob("*/*.png")
+        copy.unlink()
+        copy.symlink_to(tmp_path / "a.png")
+        with pytest.raises(UserError, match=r"data-00000\.jsonl:1: .* a link that leaves the data set"):
+            list(read_dataset(dataset))
 
 
 JSON = st.recursive(

@@ -18,7 +18,7 @@ from aria_finetune.adapter.files import open_adapter
 from aria_finetune.adapter.merge import open_base
 from aria_finetune.data.chat import ChatTokenizer, Picture, Text, Turn
 from aria_finetune.errors import UserError
-from aria_finetune.model.loading import load_processor, vision_tokens
+from aria_finetune.model.loading import load_processor, own_kernels, vision_tokens
 from aria_finetune.model.vision import normalise
 
 PROMPT = "What is in this picture?"
@@ -87,7 +87,7 @@ def _inputs(chat: ChatTokenizer, image_tokens: int) -> list[dict[str, torch.Tens
 
 
 def _load(folder: Path) -> AriaForConditionalGeneration:
-    model, report = AriaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    model, report = AriaForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **own_kernels())
     if report["missing_keys"] or report["unexpected_keys"]:
         raise UserError("the checkpoint does not load completely", where=str(folder))
     return model.eval()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aria_finetune.adapter.files import open_adapter
 from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from aria_finetune.redaction import redact_values
 from aria_finetune.staging import staged_folder
 
 EXPORTED = (
@@ -41,7 +42,7 @@ def export(adapter: Path, output: Path, *, base: str | None = None) -> list[str]
     """
     files = open_adapter(adapter)
     with staged_folder(output) as folder:
-        config = files.config | {"base_model_name_or_path": base or files.base_name}
+        config = redact_values(files.config | {"base_model_name_or_path": base or files.base_name})
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in EXPORTED:
             if (files.folder / name).is_file():

@@ -18,10 +18,12 @@ from aria_finetune.adapter.files import AdapterFiles, open_adapter
 from aria_finetune.adapter.shards import copy_shard
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
+from aria_finetune.redaction import redact
 from aria_finetune.staging import staged_folder
 
 REPORT = "merge.json"
-SKIPPED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
+COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".md", ""}
+"""Of the files beside the weights: configuration, tokenizer, words for people; never pickles or code."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ def _write(files: AdapterFiles, checkpoint: HubCheckpoint, folder: Path) -> list
     if unused:
         raise RuntimeError(f"{len(unused)} adapter pair(s) were not used, such as {min(unused)}")
     for path in sorted(checkpoint.folder.iterdir()):
-        if path.is_file() and path.suffix not in SKIPPED_SUFFIXES:
+        if path.is_file() and path.suffix in COPIED_SUFFIXES:
             shutil.copyfile(path, folder / path.name)
     report = {
-        "base": str(checkpoint.folder),
-        "adapter": str(files.folder),
+        "base": redact(str(checkpoint.folder)),
+        "adapter": redact(str(files.folder)),
         "scaling": files.scaling,
         "tensors": [asdict(tensor) for tensor in merged],
     }

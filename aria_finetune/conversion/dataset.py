@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -40,13 +41,13 @@ def is_dataset(path: Path) -> bool:
 
 
 def read_dataset(folder: Path, *, verify: bool = False) -> Iterator[Record]:
-    """The records of a data set in order, the paths of their media made absolute.
+    """The records of a data set in order, the paths of their media real ones: absolute and free of links.
 
     Media that were converted without a look into them (`verify` of `none` or `stat`) are measured here. With
     `verify` the bytes of each shard are first compared with the hash in the manifest.
 
     Raises:
-        UserError: not a data set, one of another schema version, or damaged.
+        UserError: not a data set, one of another schema version, or damaged; or a link leads out of it.
     """
     root = folder.absolute()
     for shard in _shards(root):
@@ -71,11 +72,11 @@ def _shards(root: Path) -> list[Shard]:
 
 
 def _records(root: Path, shard: Shard) -> Iterator[Record]:
-    path, count = root / shard.file, 0
+    path, count, real_root = root / shard.file, 0, Path(os.path.realpath(root))
     try:
         with path.open(encoding="utf-8", newline="\n") as stream:
             for count, line in enumerate(stream, 1):
-                yield _record(root, line, f"{path}:{count}")
+                yield _record(real_root, line, f"{path}:{count}")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the data set is damaged: {error}", where=str(path), fix=_CONVERT_AGAIN) from error
     if count != shard.records:
@@ -98,7 +99,9 @@ def _usable(medium: Media, root: Path) -> Media:
     path = PurePosixPath(medium.path or "")
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError(f"the media path {medium.path!r:.80} leaves the data set")
-    file = root / path
+    file = Path(os.path.realpath(root / path))
+    if not file.is_relative_to(root):
+        raise ValueError(f"the media path {medium.path!r:.80} is a link that leaves the data set")
     changes: dict[str, Any] = {"path": str(file)} | (_measured(medium, file) if medium.width == 0 else {})
     return replace(medium, **changes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -113,11 +114,11 @@ class InPlaceStore:
         self._folder = folder
 
     def keep(self, medium: CheckedMedia) -> KeptMedia:
-        """The absolute path of the medium, without a hash unless it came as bytes."""
+        """The real path of the medium, without a hash unless it came as bytes."""
         if isinstance(medium.content, Path):
             return KeptMedia(str(medium.content), "")
         sha256 = hashlib.sha256(medium.content).hexdigest()
-        target = self._folder.absolute() / sha256[:2] / f"{sha256}.{_extension(medium.mime, None)}"
+        target = Path(os.path.realpath(self._folder)) / sha256[:2] / f"{sha256}.{_extension(medium.mime, None)}"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             unnamed = target.with_name(f"{target.name}.incoming")

@@ -24,6 +24,7 @@ from aria_finetune.conversion.options import SHOWN_REJECTS, ConversionOptions, C
 from aria_finetune.data_formats import sources
 from aria_finetune.data_formats.record import SCHEMA_VERSION
 from aria_finetune.errors import TooManyRejects, UserError
+from aria_finetune.redaction import redact_values
 from aria_finetune.staging import staged_folder
 
 RECORDS_PER_SHARD = 100_000
@@ -95,7 +96,7 @@ class _DatasetWriter:
         self.report.repairs.update(accepted.repairs)
 
     def _reject(self, reject: Reject) -> None:
-        self._rejects.write(_line(asdict(reject)))
+        self._rejects.write(_line(redact_values(asdict(reject))))
         if len(self.first_rejects) < SHOWN_REJECTS:
             self.first_rejects.append(reject)
         self.report.rejected += 1
@@ -155,4 +156,5 @@ def _line(value: dict[str, Any]) -> bytes:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    text = json.dumps(redact_values(value), indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

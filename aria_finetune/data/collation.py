@@ -1,27 +1,59 @@
 """Rows to tensors: ids, labels, and the pixels of every tile as bytes.
 
 Runs in the loader's workers. Knows plans, media and tiles; knows nothing of the model: pixels are normalised
-where the model is.
+where the model is. Decodes nothing itself: that happens in a process that can be killed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from aria_finetune.data.chat import IGNORED, ChatTokenizer, Encoding, LossOn
+from aria_finetune.data.decoding import Decoder
 from aria_finetune.data.rows import LARGE, SMALL, RowPlan, Sight
-from aria_finetune.data.tiles import Tile, fit_tile, make_tiles
+from aria_finetune.data.tiles import Tile
 from aria_finetune.errors import MediaError, UserError
-from aria_finetune.media.images import ImageLimits, open_image
-from aria_finetune.media.videos import VideoLimits, read_frames
+from aria_finetune.media.images import ImageLimits
+from aria_finetune.media.videos import VideoLimits
 
-Batch = dict[str, torch.Tensor]
-BLANK = (127, 127, 127)
+Batch = dict[str, Any]
+BLANK = 127
+
+OnBadMedia = Literal["fail", "skip"]
+_CHANGED = "media_changed"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that was left out of a batch, and the first of its media that could not be used.
+
+    `where` is the row's place, `file:ordinal`; `media` a path; `reason` a reason code of docs/data.md, `detail` a
+    short sentence for people.
+    """
+
+    row: int
+    id: str
+    where: str
+    media: str
+    reason: str
+    detail: str
+
+    def refusal(self) -> UserError:
+        """The same as an error that ends the run."""
+        if self.reason == _CHANGED:
+            message, remedy = f"{self.media} is {self.detail}", "start again, so that the data is read anew"
+        else:
+            message = f"{self.media}: {self.reason}: {self.detail}"
+            remedy = "restore the file, or convert the data again with --verify decode to find every such row"
+        return UserError(
+            message, where=self.where, fix=f"{remedy}; data.on_bad_media: skip trains without the rows that fail"
+        )
 
 
 class Collator:
@@ -35,9 +67,12 @@ class Collator:
         split_images: as in the viewing that the plans were made with.
         generation: end rows with the header of an assistant turn and pad on the left.
         blank_images: show a grey picture instead of every image and frame, to see whether the model looks at all.
+        on_bad_media: what becomes of a row whose media can't be read, or are no longer what was planned: `fail`
+            raises, `skip` leaves the row out of the batch. No other row takes its place.
+        media_timeout: seconds that decoding one image or one video may take.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (settings of a recipe, each by its name)
         self,
         plans: Sequence[RowPlan],
         chat: ChatTokenizer,
@@ -49,6 +84,8 @@ class Collator:
         video_limits: VideoLimits | None = None,
         generation: bool = False,
         blank_images: bool = False,
+        on_bad_media: OnBadMedia = "fail",
+        media_timeout: float = 30.0,
     ) -> None:
         self.plans = plans
         self.chat = chat
@@ -59,6 +96,8 @@ class Collator:
         self.video_limits = video_limits or VideoLimits()
         self.generation = generation
         self.blank_images = blank_images
+        self.on_bad_media = on_bad_media
+        self.decoder = Decoder(media_timeout)
 
     def __call__(self, features: Sequence[Mapping[str, int]]) -> Batch:
         """Make a batch.
@@ -67,16 +106,31 @@ class Collator:
             `input_ids`, `attention_mask`, `labels`: (batch, longest row), int64; `rows`: (batch,) row indices;
             for each tile size present `pixels_490` / `pixels_980`: (tiles, 3, size, size) uint8 and
             `extents_490` / `extents_980`: (tiles, 2) height and width of the picture in it; `tile_order`:
-            (all tiles,), for the tiles in the order of the text their index into 490 and then 980.
+            (all tiles,), for the tiles in the order of the text their index into 490 and then 980. Where rows were
+            left out, `bad_media`: a list of `BadRow`; where no row is left, that alone.
 
         Raises:
-            UserError: a picture can't be read, or it is no longer what it was when the row was planned.
+            UserError: with `on_bad_media` of `fail`, a picture can't be read, or it is no longer what it was when
+                the row was planned; or decoding can't be started.
         """
-        plans = [self.plans[feature["row"]] for feature in features]
-        batch = self._texts([self._encode(plan) for plan in plans])
-        batch["rows"] = torch.tensor([feature["row"] for feature in features])
-        tiles = [tile for plan in plans for tile in self._tiles(plan)]
-        return batch | _stack_tiles(tiles)
+        rows: list[int] = []
+        tiles: list[Tile] = []
+        bad: list[BadRow] = []
+        for row in (feature["row"] for feature in features):
+            seen = self._tiles(row)
+            if not isinstance(seen, BadRow):
+                rows.append(row)
+                tiles += seen
+            elif self.on_bad_media == "skip":
+                bad.append(seen)
+            else:
+                raise seen.refusal()
+        batch: Batch = {"bad_media": bad} if bad else {}
+        if rows:
+            batch |= self._texts([self._encode(self.plans[row]) for row in rows])
+            batch["rows"] = torch.tensor(rows)
+            batch |= _stack_tiles(tiles)
+        return batch
 
     def _encode(self, plan: RowPlan) -> Encoding:
         return self.chat.encode(plan.turns, loss_on=self.loss_on, generation_prompt=self.generation)
@@ -95,65 +149,47 @@ class Collator:
             batch["labels"][row, place] = torch.tensor(encoding.labels)
         return batch
 
-    def _tiles(self, plan: RowPlan) -> list[Tile]:
-        frames = self._frames(plan)
-        tiles: list[Tile] = []
-        for sight in plan.sights:
-            made = self._sight_tiles(plan, sight, frames)
-            if len(made) != sight.tiles:
-                raise self._changed(plan, sight)
-            tiles += made
-        return tiles
-
-    def _sight_tiles(self, plan: RowPlan, sight: Sight, frames: Mapping[tuple[int, float], Image.Image]) -> list[Tile]:
-        if sight.time is not None:
-            return [fit_tile(self._shown(frames[sight.media, sight.time]), sight.tile)]
-        media = plan.record.media[sight.media]
-        try:
-            image = open_image(Path(media.path or ""), self.image_limits)
-        except MediaError as error:
-            raise self._unreadable(plan, sight, error) from error
-        if image.size != (media.width, media.height):
-            raise self._changed(plan, sight)
-        return make_tiles(self._shown(image), sight.tile, split=self.split_images)
-
-    def _frames(self, plan: RowPlan) -> dict[tuple[int, float], Image.Image]:
-        """Frames of all videos of a row, each video decoded once, by media index and time."""
-        wanted: dict[int, list[float]] = {}
-        for sight in plan.sights:
-            if sight.time is not None:
-                wanted.setdefault(sight.media, []).append(sight.time)
-        frames: dict[tuple[int, float], Image.Image] = {}
-        for index, times in wanted.items():
-            path = Path(plan.record.media[index].path or "")
-            distinct = sorted(set(times))
+    def _tiles(self, row: int) -> list[Tile] | BadRow:
+        """The tiles of a whole row in the order of the text; or, if any can't be made, why."""
+        plan = self.plans[row]
+        tiles: dict[tuple[int, float | None], list[Tile]] = {}
+        for sights in _by_medium(plan.sights):
+            path = plan.record.media[sights[0].media].path or ""
             try:
-                pictures = read_frames(path, distinct, self.video_limits)
+                tiles |= self._images(plan, sights) if sights[0].time is None else self._frames(path, sights)
             except MediaError as error:
-                raise self._unreadable(plan, Sight(index, SMALL, 1, distinct[0]), error) from error
-            frames |= {(index, time): picture for time, picture in zip(distinct, pictures, strict=True)}
-        return frames
+                where = f"{plan.record.source.file}:{plan.record.source.ordinal}"
+                return BadRow(row, plan.record.id, where, path, error.reason, error.detail)
+        shown = [tile for sight in plan.sights for tile in tiles[sight.media, sight.time]]
+        return [_blanked(tile) for tile in shown] if self.blank_images else shown
 
-    def _shown(self, image: Image.Image) -> Image.Image:
-        return Image.new("RGB", image.size, BLANK) if self.blank_images else image
+    def _images(self, plan: RowPlan, sights: Sequence[Sight]) -> dict[tuple[int, float | None], list[Tile]]:
+        """Tiles of one still image, however often the row shows it."""
+        sight, media = sights[0], plan.record.media[sights[0].media]
+        image = self.decoder.image(Path(media.path or ""), sight.tile, self.image_limits, split=self.split_images)
+        if image.size != (media.width, media.height) or len(image.tiles) != sight.tiles:
+            raise MediaError(_CHANGED, "no longer the picture that the row was planned with")
+        return {(sight.media, None): image.tiles}
 
-    @staticmethod
-    def _unreadable(plan: RowPlan, sight: Sight, error: MediaError) -> UserError:
-        media = plan.record.media[sight.media]
-        return UserError(
-            f"{media.path}: {error.reason}: {error.detail}",
-            where=f"{plan.record.source.file}:{plan.record.source.ordinal}",
-            fix="restore the file, or convert the data again with --verify decode to find every such row",
-        )
+    def _frames(self, path: str, sights: Sequence[Sight]) -> dict[tuple[int, float | None], list[Tile]]:
+        """Tiles of all frames of one video, which is decoded once."""
+        times = sorted({sight.time for sight in sights if sight.time is not None})
+        frames = self.decoder.frames(Path(path), times, sights[0].tile, self.video_limits)
+        return {(sights[0].media, time): [frame] for time, frame in zip(times, frames, strict=True)}
 
-    @staticmethod
-    def _changed(plan: RowPlan, sight: Sight) -> UserError:
-        media = plan.record.media[sight.media]
-        return UserError(
-            f"{media.path} is no longer the picture that the row was planned with",
-            where=f"{plan.record.source.file}:{plan.record.source.ordinal}",
-            fix="start again, so that the data is read anew",
-        )
+
+def _by_medium(sights: Sequence[Sight]) -> list[list[Sight]]:
+    """Sights that are decoded together: those of one still image, or all frames of one video."""
+    together: dict[tuple[int, bool], list[Sight]] = {}
+    for sight in sights:
+        together.setdefault((sight.media, sight.time is None), []).append(sight)
+    return list(together.values())
+
+
+def _blanked(tile: Tile) -> Tile:
+    pixels = np.zeros_like(tile.pixels)
+    pixels[:, : tile.height, : tile.width] = BLANK
+    return Tile(pixels, tile.height, tile.width)
 
 
 def _stack_tiles(tiles: Sequence[Tile]) -> Batch:

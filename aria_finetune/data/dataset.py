@@ -20,6 +20,7 @@ from aria_finetune.data.rows import RowPlan, Viewing, plan_row
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Record
 from aria_finetune.errors import TooManyRejects, UserError
+from aria_finetune.redaction import redact_values
 
 POLICY_REASONS = ("too_long", "no_label")
 """Reasons that `data.too_long` and `data.loss_on` decide; they don't count against `data.max_rejects`."""
@@ -149,7 +150,8 @@ def as_prompts(rows: RowSet, viewing: Viewing, chat: ChatTokenizer) -> RowSet:
 
 def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
     """One JSON object a line, as `convert` writes them."""
-    path.write_text("".join(json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects), "utf-8")
+    lines = [json.dumps(redact_values(asdict(reject)), ensure_ascii=False) + "\n" for reject in rejects]
+    path.write_text("".join(lines), "utf-8")
 
 
 class EpochOrder(Sampler[int]):

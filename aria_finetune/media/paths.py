@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from aria_finetune.errors import MediaError
+from aria_finetune.redaction import redact
 
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
@@ -143,7 +144,8 @@ def _regular_file(path: Path) -> tuple[bool, str | None]:
 
 
 def _shown(reference: str) -> str:
-    return ascii(reference if len(reference) <= 120 else f"{reference[:117]}...")
+    shown = redact(reference)  # before it is cut: the start of a secret would not be known as one
+    return ascii(shown if len(shown) <= 120 else f"{shown[:117]}...")
 
 
 def _listed(roots: Sequence[Path]) -> str:

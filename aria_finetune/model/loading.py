@@ -76,7 +76,7 @@ def load_model(
         trust_remote_code=False,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # told below, with names and shapes
-        experts_implementation={"text_config": implementation},
+        **own_kernels(implementation),
         **extra,
     )
     _check_complete(report, misshapen_weights(model), checkpoint)
@@ -85,6 +85,14 @@ def load_model(
         _check_quantised(model)
     model.requires_grad_(requires_grad=False)
     return LoadedModel(model=model, checkpoint=checkpoint, components=components(model))
+
+
+def own_kernels(experts: str = "grouped_mm") -> dict[str, Any]:
+    """Keywords of `from_pretrained` that override what config.json says of kernels, which may be code on the hub.
+
+    `experts` is how the routed experts are computed.
+    """
+    return {"attn_implementation": "sdpa", "experts_implementation": {"": "eager", "text_config": experts}}
 
 
 def load_processor(checkpoint: HubCheckpoint) -> AriaProcessor:

@@ -21,6 +21,8 @@ from transformers import AriaForConditionalGeneration
 
 from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.errors import UserError
+from aria_finetune.model.dropout import RowDropout, RowRandomness
+from aria_finetune.redaction import redact
 
 Target = Literal["attention", "router"]
 ATTENTION = r"model\.language_model\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|o_proj)"
@@ -64,7 +66,8 @@ def add_lora(
         task_type="CAUSAL_LM",
         revision=revision,
     )
-    model.name_or_path = base_name  # PEFT takes the name of the adapter's base from here
+    # PEFT takes the name of the adapter's base from the one, and what its card says from the other.
+    model.name_or_path = model.config.name_or_path = redact(base_name)
     torch.manual_seed(seed)
     peft_model = get_peft_model(model, config)
     for name, parameter in peft_model.named_parameters():
@@ -82,9 +85,11 @@ def add_lora(
 
 def set_attention_dropout(model: nn.Module, probability: float) -> None:
     """Give every attention adapter a dropout of its own; the saved configuration knows nothing of it."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and ".self_attn." in name:
-            module.lora_dropout["default"] = nn.Dropout(probability)
+    rows = RowRandomness()
+    named = model.named_modules()
+    layers = [module for name, module in named if isinstance(module, LoraLayer) and ".self_attn." in name]
+    for number, layer in enumerate(layers):
+        layer.lora_dropout["default"] = RowDropout(probability, number=number, rows=rows)
 
 
 def expected_keys(layers: int, targets: Sequence[Target]) -> set[str]:

@@ -118,7 +118,9 @@ class DataSection(Section):
     """Which rows, and how they become tokens.
 
     `image_size` is the longer side in pixels, `max_tokens` the length of a row with its image tokens, `num_frames`
-    the frames of a video whose row names no number, `max_pixels` the largest image that is decoded.
+    the frames of a video whose row names no number, `max_pixels` the largest image that is decoded. `on_bad_media` says
+    what becomes of a row whose media can't be used any more when it is its turn, `media_timeout` how many seconds the
+    decoding of one image or one video may take.
     """
 
     train: Annotated[Sources, Field(min_length=1)]
@@ -133,6 +135,8 @@ class DataSection(Section):
     timestamps: bool = True
     max_rejects: Annotated[int, Field(ge=0)] = 0
     max_pixels: Count = 64_000_000
+    on_bad_media: Literal["fail", "skip"] = "fail"
+    media_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
 
     @property
     def has_eval(self) -> bool:
@@ -164,7 +168,8 @@ class MoeSection(Section):
 class TrainSection(Section):
     """The optimisation, the schedule, and what is saved and logged when.
 
-    `max_steps` of -1 leaves the length to `num_train_epochs`; `max_grad_norm` of 0 clips nothing. `eval_strategy`,
+    `max_steps` of -1 leaves the length to `num_train_epochs`; `max_grad_norm` of 0 clips nothing; a gradient norm of
+    more than `spike_factor` times the median of the last 32 makes no update, None sets no such limit. `eval_strategy`,
     `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
     """
 
@@ -183,6 +188,7 @@ class TrainSection(Section):
     adam_beta2: Fraction = 0.95
     adam_epsilon: Positive = 1e-8
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     logging_steps: Count = 1
     save_strategy: Interval = "steps"

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer for Aria: image features outside the graph, fp32 adapters, one order of rows.
+"""The trainer for Aria: image features outside the graph, fp32 adapters, one order of rows, sound numbers.
 
 A subclass and nothing else; TRL's fused lm_head, its loss and the Trainer's loop stay as they are. Knows the
 batch that the collator makes, not files or recipes.
@@ -6,68 +6,66 @@ batch that the collator makes, not files or recipes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import AriaProcessor, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from aria_finetune.adapter.saving import save_adapter
+from aria_finetune.adapter.saving import TrainedCheck, save_adapter
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.dataset import EpochOrder
-from aria_finetune.errors import UserError
+from aria_finetune.errors import TooManyRejects
+from aria_finetune.interruption import Interruption, shield_worker
 from aria_finetune.memory import peak_memory_gib
+from aria_finetune.model.dropout import assign_rows, row_seed
 from aria_finetune.model.lora import adapter_state
 from aria_finetune.model.vision import as_encoder_outputs, image_features
+from aria_finetune.trainer.guards import NumberGuard
+from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is_empty, raise_carried
+from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
 
-Batch = dict[str, Any]
 TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order")
 
 
 @dataclass(frozen=True)
-class ErrorsAsBatches:
-    """A collator that hands a user's error over as a batch.
-
-    Raised in a worker of the loader, its message would arrive with the worker's traceback in it.
-    """
-
-    collator: Callable[[Sequence[Mapping[str, int]]], Batch]
-
-    def __call__(self, features: Sequence[Mapping[str, int]]) -> Batch:
-        """The collator's batch, or `{"user_error": error}`."""
-        try:
-            return self.collator(features)
-        except UserError as error:
-            return {"user_error": error}
-
-
-@dataclass(frozen=True)
-class RowNames:
-    """What the trainer needs to know of rows: how many there are and what to call one in a message."""
+class RowCounts:
+    """How many rows there are; training rows come first, evaluation rows behind them."""
 
     train: int
     evaluation: int
-    name: Callable[[int], str]
 
 
-class AriaTrainer(SFTTrainer):  # type: ignore[misc]
+@dataclass(frozen=True)
+class Watching:
+    """Who watches a run: its numbers, its unreadable rows, signals; `say` prints a line for the user."""
+
+    guard: NumberGuard
+    skipped: SkippedRows
+    interruption: Interruption = field(default_factory=Interruption)
+    say: Callable[[str], None] = print
+
+
+class AriaTrainer(ResumableTrainer):
     """Trains the adapters of a PEFT-wrapped Aria.
 
     Args:
         model: Aria with fp32 adapters.
         args: TRL's configuration; `dataset_kwargs` must skip preparation.
         collator: makes batches from features `{"row": index}`.
-        rows: how many rows there are. Training rows come first, evaluation rows behind them.
+        rows: how many there are.
         order: gives the rows of an epoch.
         processor: saved beside the adapter.
+        watching: guards against bad numbers and bad rows, and knows of signals.
+        keeping: how checkpoints are kept.
         callbacks: of transformers' Trainer.
     """
 
@@ -77,9 +75,11 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
         args: SFTConfig,
         collator: Callable[[Sequence[Mapping[str, int]]], Batch],
         *,
-        rows: RowNames,
+        rows: RowCounts,
         order: EpochOrder,
         processor: AriaProcessor,
+        watching: Watching,
+        keeping: Keeping | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         # TRL rounds the adapters of a 4-bit model to bf16, where AdamW at 5e-5 moves 4 entries in 10 and a
@@ -93,23 +93,59 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
             eval_dataset=_dataset(range(rows.train, rows.train + rows.evaluation)),
             processing_class=processor,
             callbacks=callbacks,
+            keeping=keeping,
+            interruption=watching.interruption,
         )
         for name, parameter in adapter_state(model).items():
             parameter.data = adapters[name]
-        self._row_names = rows
         self._order = order
-        self._last_rows: Sequence[int] = ()
+        self._watching = watching
+        self._trained = TrainedCheck(adapters)
         self.seen: Counter[str] = Counter()
         self._logged: Counter[str] = Counter()
-        self._logged_at = time.monotonic()
+        self._logged_step = self._empty_steps = self._rows_before = 0
+        self._started_at = self._logged_at = time.monotonic()
+        self._started_step = 0
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder:  # noqa: ARG002 (Trainer's)
         return self._order
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        loader: DataLoader[Any] = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = shield_worker
+        return loader
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        # A loader that skips the first batches of a resumed epoch does not pass its number on to the order.
+        self._order.set_epoch(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of an optimizer step."""
+        self._watching.guard.begin_step()
+        self._rows_before = self.seen["rows"]
+        return super().get_batch_samples(*args, **kwargs)
+
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
         for batch in batch_samples:
-            _raise_carried(batch)
-        return super()._get_num_items_in_batch(batch_samples, device)
+            raise_carried(batch)
+        return super()._get_num_items_in_batch([batch for batch in batch_samples if not is_empty(batch)], device)
+
+    def training_step(self, model: PeftModel, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Loss and gradient of a micro-batch; one whose rows were all unreadable has none."""
+        self._watching.skipped.take(inputs, self.state.global_step + 1, training=True)
+        if is_empty(inputs):
+            return torch.zeros((), device=self.args.device)
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def prediction_step(self, model: PeftModel, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """Loss of an evaluation batch; one whose rows were all unreadable has none."""
+        raise_carried(inputs)
+        self._watching.skipped.take(inputs, self.state.global_step, training=False)
+        if is_empty(inputs):
+            return None, None, None
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -119,17 +155,24 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """TRL's loss, with the features of the frozen vision tower computed first and without gradient."""
-        _raise_carried(inputs)
         tiles = {key: inputs.pop(key) for key in TILE_KEYS if key in inputs}
         rows = inputs.pop("rows").tolist()
-        features = image_features(self.accelerator.unwrap_model(model).get_base_model(), tiles)
+        aria = self.accelerator.unwrap_model(model).get_base_model()
+        features = image_features(aria, tiles)
         if features is not None:
             inputs["mm_encoder_outputs"] = as_encoder_outputs(features)
         if self.model.training:
             self._count(inputs, tiles)
+            seeds = [row_seed(self.args.seed, self._order.epoch, row) for row in rows]
+            assign_rows(aria, seeds, inputs["attention_mask"])
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self._refuse_non_finite(result[0] if return_outputs else result, rows)
+        loss = result[0] if return_outputs else result
+        self._watching.guard.check_loss(loss.item(), rows, self._place())
         return result
+
+    def _place(self) -> str:
+        step = self.state.global_step
+        return f"at step {step + 1}" if self.model.training else f"in the evaluation after step {step}"
 
     def _count(self, inputs: Batch, tiles: Batch) -> None:
         self.seen["rows"] += len(inputs["input_ids"])
@@ -138,31 +181,25 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
         self.seen["tiles"] += len(tiles.get("tile_order", ()))
 
     def _get_grad_norm(self, model: PeftModel, grad_norm: Any = None) -> Any:
-        """The Trainer asks for it just before the update: a gradient that is not finite goes no further."""
+        """The Trainer asks for it just before the update: what must make none goes no further."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if not math.isfinite(float(norm)):
-            raise UserError(
-                f"the gradient is not finite at step {self.state.global_step + 1}, whose last row(s) were "
-                f"{self._names(self._last_rows)}; no update was made",
-                fix="lower train.learning_rate, or look at the rows of this step",
-            )
+        if self.seen["rows"] == self._rows_before:
+            self._empty_steps += 1
+        guard, step = self._watching.guard, self.state.global_step + 1
+        guard.check_gradient(float(norm), self._place())
+        spike = guard.spike(float(norm))
+        if spike is not None:
+            self.seen["spikes"] += 1
+            self._watching.say(f"step {step}: no update: {spike}")
+            model.zero_grad(set_to_none=True)  # the optimizer passes over parameters without a gradient
+        elif float(norm) > 0 and self._get_learning_rate() > 0:
+            self.seen["updates"] += 1
         return norm
-
-    def _names(self, rows: Sequence[int]) -> str:
-        return ", ".join(self._row_names.name(row) for row in rows)
-
-    def _refuse_non_finite(self, loss: torch.Tensor, rows: Sequence[int]) -> None:
-        """Stop before a bad loss reaches an update; the Trainer alone would finish with NaN in every adapter."""
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in row(s) {self._names(rows)}; "
-                "this step made no update",
-                fix="look at these rows, or lower train.learning_rate",
-            )
-        self._last_rows = rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add rates, memory and the time left to what transformers and TRL log."""
+        if "loss" in logs:
+            self._pass_over_empty_steps(logs)
         if "loss" in logs:
             now = time.monotonic()
             seconds = max(now - self._logged_at, 1e-9)
@@ -173,29 +210,67 @@ class AriaTrainer(SFTTrainer):  # type: ignore[misc]
             self._logged, self._logged_at = Counter(self.seen), now
         super().log(logs, start_time)
 
+    def _pass_over_empty_steps(self, logs: dict[str, float]) -> None:
+        """Make the mean loss that of the steps that had rows, if any had: the others come in as a loss of 0."""
+        steps, empty = self.state.global_step - self._logged_step, self._empty_steps
+        self._logged_step, self._empty_steps = self.state.global_step, 0
+        loss = logs.pop("loss")
+        if empty < steps:
+            logs["loss"] = loss * (steps / (steps - empty))
+
     def _seconds_left(self, now: float) -> float:
         done = max(self.state.global_step - self._started_step, 1)
         return float((now - self._started_at) / done * (self.state.max_steps - self.state.global_step))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the clock for rates starts here."""
+    def begin(self) -> None:
+        """The clock for rates starts here; a resumed run takes up its counters."""
         self._started_at = self._logged_at = time.monotonic()
         self._started_step = self.state.global_step
+        super().begin()
+
+    def meters(self) -> dict[str, Any]:
+        """What was added up, as JSON values."""
+        return {**super().meters(), "seen": dict(self.seen), "empty_steps": self._empty_steps}
+
+    def restore_meters(self, meters: Mapping[str, Any]) -> None:
+        """Take over what `meters` gave."""
+        super().restore_meters(meters)
+        self.seen = Counter(meters["seen"])
+        self._logged = Counter(self.seen)
+        self._logged_step, self._empty_steps = meters["last_logged_step"], meters["empty_steps"]
+
+    def skipped_reasons(self) -> dict[str, int]:
+        """Training rows that could not be read, by reason."""
+        return dict(sorted(self._watching.skipped.reasons.items()))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, or go on from `resume_from_checkpoint`."""
         with deterministic(enabled=self.args.device.type == "cpu"):
             return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; its time is not counted against training's rates."""
+        """Evaluate; its time is not counted against training's rates.
+
+        Raises:
+            TooManyRejects: no row could be read, so that there is no loss to go by.
+        """
         begun = time.monotonic()
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        with self._watching.skipped.evaluation():
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if "eval_loss" not in metrics:
+            raise TooManyRejects(
+                f"no row could be read {self._place()}",
+                fix="see whether their media are still there; --resume goes on from the last checkpoint",
+            )
         self._logged_at += time.monotonic() - begun
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:  # noqa: ARG002
         """Write the adapter as `save_adapter` does, instead of also pickling the arguments."""
-        save_adapter(
-            self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir, self.processing_class
-        )
+        model = self.accelerator.unwrap_model(self.model)
+        save_adapter(model, output_dir or self.args.output_dir, self.processing_class)
+        if self.seen["updates"]:
+            self._trained.check(adapter_state(model))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none into checkpoints: a card belongs to what is exported."""
@@ -215,11 +290,6 @@ def deterministic(*, enabled: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warned)
-
-
-def _raise_carried(batch: Batch) -> None:
-    if "user_error" in batch:
-        raise batch["user_error"]
 
 
 def _dataset(rows: range) -> Dataset | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from aria_finetune.data.chat import IGNORED
-from aria_finetune.data.collation import Collator
+from aria_finetune.data.collation import BadRow, Collator
 from aria_finetune.data.rows import Viewing, plan_row
 from aria_finetune.data.tiles import fit_tile, make_tiles
 from aria_finetune.errors import UserError
@@ -262,6 +266,251 @@ class TestChangedFiles:
     def test_other_rows_are_not_touched(self, made, tmp_path: Path):
         (tmp_path / "a.png").unlink()
         assert batch_of(made, 0, 2)["rows"].tolist() == [0, 2]
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
+
+
+def of_another_size(path: Path) -> None:
+    Image.new("RGB", (31, 20)).save(path, format="PNG")
+
+
+def linked(path: Path) -> None:
+    """The very same bytes, but elsewhere."""
+    elsewhere = path.with_name(f"{path.name}.elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+Harm = Callable[[Path], None]
+HARMS: dict[Harm, str] = {
+    removed: "media_missing",
+    emptied: "media_unreadable",
+    truncated: "media_unreadable",
+    garbage: "media_unreadable",
+    of_another_size: "media_changed",
+    linked: "media_unsafe_path",
+}
+
+
+def assert_same(one: Mapping[str, object], other: Mapping[str, object]) -> None:
+    """Equal bit for bit, aside from what is said about rows left out."""
+    assert set(one) - {"bad_media"} == set(other) - {"bad_media"}
+    for name in set(one) - {"bad_media"}:
+        assert one[name].dtype == other[name].dtype, name
+        assert torch.equal(one[name], other[name]), name
+
+
+class TestBadMedia:
+    """Five rows: a picture, two pictures, a clip with a picture, text, and another picture."""
+
+    @pytest.fixture
+    def rows(self, make_image, make_video):
+        return [
+            ([0, "?"], [make_image("first.png", (60, 40), GREEN)]),
+            ([0, 1, "?"], [make_image("good.png", (30, 20), RED), make_image("second.png", (30, 20), BLUE)]),
+            ([0, "and", 1], [make_video("clip.mp4", 20), make_image("beside.png", (30, 20), RED)]),
+            (["text"], []),
+            ([0, "?"], [make_image("last.png", (500, 500), WHITE)]),
+        ]
+
+    @pytest.fixture
+    def skipping(self, collator, rows) -> Collator:
+        return collator(rows, on_bad_media="skip")
+
+    @pytest.mark.parametrize(("row", "name"), [(1, "second.png"), (2, "clip.mp4")])
+    @pytest.mark.parametrize("harm", HARMS)
+    def test_either_policy_names_row_file_and_reason(self, skipping, tmp_path, harm, row, name):
+        reason = "media_unreadable" if harm is of_another_size and name == "clip.mp4" else HARMS[harm]
+        others = [other for other in range(5) if other != row]
+        expected = batch_of(skipping, *others)
+        assert "bad_media" not in expected
+        harm(tmp_path / name)
+
+        batch = batch_of(skipping, *range(5))
+        (bad,) = batch["bad_media"]
+        assert bad == BadRow(row, f"r{row}", f"train.jsonl:{row}", str(tmp_path / name), reason, bad.detail)
+        assert bad.detail
+        assert_same(batch, expected)
+        assert batch["rows"].tolist() == others
+
+        skipping.on_bad_media = "fail"
+        with pytest.raises(UserError) as refused:
+            batch_of(skipping, *range(5))
+        said = str(refused.value)
+        assert refused.value.where == f"train.jsonl:{row}"
+        assert str(tmp_path / name) in said
+        assert "data.on_bad_media: skip" in refused.value.fix
+        assert (bad.detail if reason == "media_changed" else f"{reason}: {bad.detail}") in said
+
+    def test_nothing_of_a_bad_row_gets_into_the_batch(self, skipping, tmp_path):
+        """Its first picture was sound and decoded before the second failed."""
+        (tmp_path / "second.png").unlink()
+        batch = batch_of(skipping, 0, 1, 4)
+        assert colours(batch) == [GREEN, WHITE]
+        assert len(batch["pixels_490"]) == len(batch["pixels_980"]) == 1
+
+    def test_when_no_row_is_left(self, skipping, tmp_path):
+        for path in tmp_path.glob("*.png"):
+            path.unlink()
+        batch = batch_of(skipping, 4, 0, 1, 0)
+        assert set(batch) == {"bad_media"}
+        assert [bad.row for bad in batch["bad_media"]] == [4, 0, 1, 0]
+        assert batch["bad_media"][2].media.endswith("good.png")
+
+    def test_a_row_is_back_when_its_file_is(self, skipping, tmp_path):
+        before = batch_of(skipping, 0, 1)
+        shutil.move(tmp_path / "first.png", tmp_path / "away")
+        assert "bad_media" in batch_of(skipping, 0, 1)
+        shutil.move(tmp_path / "away", tmp_path / "first.png")
+        again = batch_of(skipping, 0, 1)
+        assert "bad_media" not in again
+        assert_same(again, before)
+
+    def test_prompts_and_blank_pictures(self, collator, rows, tmp_path):
+        made = collator(rows, on_bad_media="skip", generation=True, blank_images=True)
+        expected = batch_of(made, 0, 4)
+        truncated(tmp_path / "clip.mp4")
+        batch = batch_of(made, 0, 2, 4)
+        assert_same(batch, expected)
+        assert [bad.row for bad in batch["bad_media"]] == [2]
+        assert all(set(tile.flatten().tolist()) == {127} for tile in pictures(batch))
+
+    def test_no_policy_leaves_rows_out_by_default(self, collator, rows, tmp_path):
+        made = collator(rows)
+        (tmp_path / "first.png").unlink()
+        with pytest.raises(UserError, match="media_missing"):
+            batch_of(made, 0)
+
+    def test_a_hang_is_named_and_left_out(self, collator, rows, tmp_path, monkeypatch):
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "sitecustomize.py").write_text(SLEEPY)
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        made = collator(rows, on_bad_media="skip", media_timeout=1.0)
+        began = time.monotonic()
+        batch = batch_of(made, 0, 1, 4)
+        assert time.monotonic() - began < 8
+        assert batch["rows"].tolist() == [0, 4]
+        (bad,) = batch["bad_media"]
+        assert bad.media == str(tmp_path / "second.png")
+        assert bad.detail == "decoding took longer than 1 s and was stopped"
+
+
+SLEEPY = """
+import time
+from PIL import PngImagePlugin
+opened = PngImagePlugin.PngImageFile._open
+def sleepy(self):
+    if "second" in self.fp.name:
+        time.sleep(1e6)
+    opened(self)
+PngImagePlugin.PngImageFile._open = sleepy
+"""
+
+
+class TestLoader:
+    """Files that break between two epochs, with workers that prefetch and live on."""
+
+    @pytest.fixture
+    def broken(self, soak: bool) -> tuple[int, int]:
+        """How many pictures and clips will break."""
+        return (20, 10) if soak else (6, 2)
+
+    def epoch(self, loader: DataLoader) -> dict[int, dict[str, object]]:
+        """Batches of one row by row number."""
+        batches = list(loader)
+        return {batch["rows"].item() if "rows" in batch else batch["bad_media"][0].row: batch for batch in batches}
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_exactly_the_broken_rows_are_left_out(self, collator, make_image, make_video, broken, workers):
+        images = [make_image(f"{number}.png", (30 + number, 20), (number, 0, 0)) for number in range(broken[0] + 2)]
+        clips = [make_video(f"{number}.mp4", 10) for number in range(broken[1] + 1)]
+        media = [*images, *clips]
+        made = collator([([0, "?"], [medium]) for medium in media], Viewing(num_frames=2), on_bad_media="skip")
+        loader = DataLoader(
+            [{"row": row} for row in range(len(media))],
+            collate_fn=made,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        before = self.epoch(loader)
+        assert sorted(before) == list(range(len(media)))
+        assert not any("bad_media" in batch for batch in before.values())
+
+        harms = list(HARMS)
+        bad = [*range(broken[0]), *range(len(images), len(images) + broken[1])]
+        for place, row in enumerate(bad):
+            path = Path(media[row].path)
+            shutil.copy(path, path.with_name(f"{path.name}.copy"))
+            harms[place % len(harms)](path)
+        after = self.epoch(loader)
+        assert sorted(row for row, batch in after.items() if "bad_media" in batch) == bad
+        for row, batch in after.items():
+            if row in bad:
+                assert set(batch) == {"bad_media"}
+                assert [entry.media for entry in batch["bad_media"]] == [media[row].path]
+            else:
+                assert_same(batch, before[row])
+
+        for row in bad:
+            path = Path(media[row].path)
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.copy").rename(path)
+        for row, batch in self.epoch(loader).items():
+            assert_same(batch, before[row])
+
+    def test_each_worker_has_a_decoder_of_its_own_which_ends_with_it(self, collator, make_image):
+        made = collator([([0, "?"], [make_image(f"{number}.png", (30, 20))]) for number in range(8)])
+        batch_of(made, 0)
+        ours = made.decoder._server._process.pid
+        loader = DataLoader(
+            [{"row": row} for row in range(8)], collate_fn=Telling(made), num_workers=2, persistent_workers=True
+        )
+        theirs = {int(batch["decoder"]) for batch in loader}
+        assert len(theirs) == 2
+        assert ours not in theirs
+        assert {int(batch["decoder"]) for batch in loader} == theirs, "an epoch is no reason to start again"
+        del loader
+        until = time.monotonic() + 5
+        while any(map(alive, theirs)) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not any(map(alive, theirs))
+        batch_of(made, 0)
+        assert made.decoder._server._process.pid == ours
+
+
+class Telling:
+    """A collator whose batches say which process decoded for them."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, features: list[dict[str, int]]) -> dict[str, object]:
+        batch = self.collator(features)
+        return batch | {"decoder": torch.tensor(self.collator.decoder._server._process.pid)}
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has asked about does not."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_record_that_was_measured_wrongly_is_refused(letter_chat, make_record, make_image):

@@ -82,6 +82,17 @@ def test_spellings_of_report_to(load: Any, written: str, expected: tuple[str, ..
     assert load(MINIMAL, f"train.report_to={written}").train.report_to == expected
 
 
+def test_bad_media_and_the_time_they_may_take(load: Any, problems: Any) -> None:
+    assert (load().data.on_bad_media, load().data.media_timeout) == ("fail", 30.0)
+    data = load(MINIMAL, "data.on_bad_media=skip", "data.media_timeout=2").data
+    assert (data.on_bad_media, data.media_timeout) == ("skip", 2.0)
+    said = "\n".join(problems(MINIMAL, "data.on_bad_media=ignore", "data.media_timeout=0"))
+    assert "data.on_bad_media" in said
+    assert "skip" in said
+    assert "data.media_timeout" in said
+    assert "must be at most 86400" in "\n".join(problems(MINIMAL, "data.media_timeout=86401"))
+
+
 def test_an_empty_section_is_all_defaults(load: Any) -> None:
     assert load(f"{MINIMAL}lora:\ntrain:\n  # seed: 1\n").dump() == load().dump()
 
@@ -267,8 +278,8 @@ def test_every_alias_leads_to_a_key() -> None:
 
 
 def test_train_has_the_names_of_trl() -> None:
-    # transformers 5 folded the ratio into warmup_steps, and patience is an argument of its callback.
-    ours = {"warmup_ratio", "early_stopping_patience"}
+    # transformers 5 folded the ratio into warmup_steps, patience is an argument of its callback, spikes are our own.
+    ours = {"warmup_ratio", "early_stopping_patience", "spike_factor"}
     assert set(TrainSection.model_fields) - ours <= set(SFTConfig.__dataclass_fields__)
 
 

@@ -56,6 +56,22 @@ def test_evaluation_writes_scores_and_answers(make_recipe: Callable[..., Recipe]
     assert "adapter" in json.loads((output / "evaluation.json").read_text())
 
 
+def test_no_row_is_skipped_whatever_the_recipe_says(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    picture = (DATA / "photos" / "cat.jpg").read_bytes()
+    (tmp_path / "cat.jpg").write_bytes(picture[: len(picture) // 2])  # its header is whole, so it is planned
+    row = {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "A cat."}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "images": ["cat.jpg"]}))
+    recipe = make_recipe(f"data.eval={tmp_path}/rows.jsonl", "data.on_bad_media=skip", "data.media_timeout=20")
+    with pytest.raises(UserError, match=r"cat\.jpg: media_unreadable"):
+        evaluate(recipe, tmp_path / "scores", EvaluationOptions(), Console(file=io.StringIO()))
+    assert not (tmp_path / "scores").exists()
+
+    collator = build_collator(recipe, prepare_prompts(recipe, tmp_path / "store"), generation=True)
+    assert collator.decoder.seconds == 20
+    (bad,) = collator([{"row": 0}])["bad_media"]
+    assert bad.where == "rows.jsonl:0"
+
+
 def test_batches_and_padding_change_no_answer(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = make_recipe(f"data.eval=[{DATA}/photos.json, {DATA}/clip.jsonl, {DATA}/chat.jsonl]", "model.experts=fp32")
     material = prepare_prompts(recipe, tmp_path)

@@ -1,0 +1,98 @@
+"""Out of memory, said so that a person knows what to turn: the recipe's knobs in the order of what they cost.
+
+Knows recipes; measures nothing but the peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from aria_finetune.errors import UserError
+from aria_finetune.memory import is_out_of_memory, memory_gib, peak_memory_gib
+from aria_finetune.recipe import Recipe
+
+FEW_TOKENS = 1024
+"""Rows this short are not what fills a card."""
+Phase = Literal["loading", "training"]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A recipe key, what to set it to, and what that does."""
+
+    setting: str
+    effect: str
+
+
+@contextmanager
+def explain_out_of_memory(recipe: Recipe, device: str, phase: Phase, *, longest: int = 0) -> Iterator[None]:
+    """Turn running out of memory into a message that names what was used and which knobs to turn.
+
+    Args:
+        recipe: what ran.
+        device: `cuda` or `cpu`.
+        phase: what went on.
+        longest: tokens of the longest row.
+
+    Raises:
+        UserError: memory ran out within the block.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        rows = f"; the longest row has {longest:,} tokens" if longest else ""
+        knobs = "".join(f"\n    {knob.setting}  ({knob.effect})" for knob in memory_knobs(recipe, phase))
+        raise UserError(
+            f"out of memory while {phase}: {peak_memory_gib(device):.1f} GiB were in use of "
+            f"{memory_gib(device):.1f} GiB{rows}",
+            fix=f"one of these, the cheapest first:{knobs}"
+            if knobs
+            else "use a larger card; the recipe asks for the least",
+        ) from error
+
+
+def memory_knobs(recipe: Recipe, phase: Phase) -> Iterator[Knob]:
+    """What in a recipe can be set to need less memory, the cheapest first."""
+    if phase == "training":
+        yield from _free_knobs(recipe)
+    if recipe.model.experts != "nf4":
+        yield Knob("model.experts=nf4", "a quarter of the bytes of bf16 for nine tenths of the weights")
+    if phase == "training":
+        yield from _knobs_that_show_less(recipe)
+
+
+def _free_knobs(recipe: Recipe) -> Iterator[Knob]:
+    """Those that leave the updates as they are; a run can go on with them by --resume."""
+    train = recipe.train
+    rows = train.per_device_train_batch_size
+    if rows > 1:
+        yield Knob(
+            "train.per_device_train_batch_size=1 "
+            f"train.gradient_accumulation_steps={rows * train.gradient_accumulation_steps}",
+            "the same updates, one row at a time; --resume goes on with it",
+        )
+    if not train.gradient_checkpointing:
+        yield Knob("train.gradient_checkpointing=true", "a third more time; --resume goes on with it")
+    if train.per_device_eval_batch_size > 1:
+        yield Knob("train.per_device_eval_batch_size=1", "slower evaluations; --resume goes on with it")
+
+
+def _knobs_that_show_less(recipe: Recipe) -> Iterator[Knob]:
+    data, lora, train = recipe.data, recipe.lora, recipe.train
+    if train.optim == "adamw_torch":
+        yield Knob("train.optim=adamw_8bit", "a quarter of the optimizer's state")
+    if data.image_size != 490:
+        yield Knob("data.image_size=490", "128 tokens per image instead of 256")
+    if data.split_images:
+        yield Knob("data.split_images=false", "one tile per image")
+    if data.num_frames > 1:
+        yield Knob(f"data.num_frames={data.num_frames // 2}", "half of the frames of each video")
+    if data.max_tokens > FEW_TOKENS:
+        yield Knob(f"data.max_tokens={data.max_tokens // 2}", "longer rows are rejected, see data.too_long")
+    if lora.rank > 8:
+        yield Knob(f"lora.rank={lora.rank // 2}", "a smaller adapter")

@@ -1,0 +1,149 @@
+"""Going on with a run: which checkpoint, and whether recipe, data and base are still those it was started with.
+
+Knows recipes, rows and seals. Reads no weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from aria_finetune.checkpoint.retention import clear_removed, newest_sealed
+from aria_finetune.checkpoint.state import load_values
+from aria_finetune.errors import UserError
+from aria_finetune.material import Material
+from aria_finetune.provenance import fingerprint_objects, fingerprint_weights, versions
+from aria_finetune.recipe import Recipe
+from aria_finetune.redaction import redact_values
+
+FREE_KEYS = {
+    "model.device",
+    "data.on_bad_media",
+    "data.media_timeout",
+    "train.dataloader_num_workers",
+    "train.gradient_checkpointing",
+    "train.logging_steps",
+    "train.per_device_eval_batch_size",
+    "train.report_to",
+    "train.save_steps",
+    "train.save_strategy",
+    "train.save_total_limit",
+    "output.dir",
+    "output.overwrite",
+}
+"""Keys that may differ when a run goes on: they change neither its rows nor, rounding aside, its updates."""
+EVALUATION_KEYS = {"train.eval_strategy", "train.eval_steps"}
+"""They may differ where no evaluation decides which adapter is left, or when training stops."""
+FREE_PLACES = re.compile(r"model\.path|data\.(train|eval)\.\d+\.(path|media_root(\.\d+)?)")
+"""Where things lie may differ as well: what is read there is compared itself."""
+BATCH_KEYS = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
+"""Their product may not differ; where each does, the same rows make each update, up to rounding."""
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on: a sealed checkpoint, or None for the beginning."""
+
+    checkpoint: Path | None
+    step: int
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the checkpoint carries beside its tensors."""
+        return load_values(self.checkpoint) if self.checkpoint else {}
+
+
+def find_start(run: Path, console: Console) -> Start:
+    """Choose the newest sealed checkpoint of a run and say aloud which were passed over, and why."""
+    clear_removed(run)
+    folder, skipped = newest_sealed(run)
+    for broken in skipped:
+        console.print(f"skipped {broken.folder.name}: {broken.reason}", highlight=False, soft_wrap=True)
+    if folder is None:
+        console.print(f"no sealed checkpoint in {run}/: training starts at its beginning", highlight=False)
+        return Start(None, 0)
+    start = Start(folder, int(load_values(folder)["step"]))
+    console.print(f"going on from {folder.name}, sealed after step {start.step}", highlight=False)
+    return start
+
+
+def identify(recipe: Recipe, material: Material) -> dict[str, Any]:
+    """What makes a run this run: recipe, planned rows, base checkpoint, versions."""
+    rows = ((plan.record.id, plan.turns, plan.sights) for plan in material.plans)
+    return {
+        "recipe": dict(_flat(redact_values(recipe.dump()))),
+        "rows": fingerprint_objects(rows),
+        "base": fingerprint_weights(material.checkpoint.folder, material.checkpoint.shards),
+        "versions": versions(),
+    }
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path, console: Console) -> None:
+    """Compare the run that a checkpoint belongs to with the one that is to go on from it.
+
+    Other versions of packages, and a batch cut up in another way, are allowed and said aloud: the run goes on, but
+    its last digits may differ.
+
+    Raises:
+        UserError: the recipe, the rows or the base weights are not the same; each difference is named.
+    """
+    changed = list(_recipe_changes(saved["recipe"], now["recipe"]))
+    if changed:
+        raise UserError(
+            "the recipe is not the one the run was started with:" + "".join(f"\n  {line}" for line in changed),
+            where=str(where),
+            fix="set these keys back, or start another run with another output.dir",
+        )
+    for key, what in (("rows", "the rows of data.train and data.eval"), ("base", "the base model's weights")):
+        if saved[key] != now[key]:
+            raise UserError(
+                f"{what} are not those the run was started with",
+                where=str(where),
+                fix="put the files back as they were, or start another run with another output.dir",
+            )
+    notes = [_change(key, saved["recipe"], now["recipe"]) for key in BATCH_KEYS]
+    notes += [_change(name, saved["versions"], now["versions"]) for name in now["versions"]]
+    for note in filter(None, notes):
+        console.print(f"  not as before: {note}; the last digits may differ", highlight=False, soft_wrap=True)
+
+
+def _recipe_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    free = FREE_KEYS | set(BATCH_KEYS) | (set() if _evaluation_decides(saved) else EVALUATION_KEYS)
+    for key in sorted(set(saved) | set(now)):
+        change = _change(key, saved, now)
+        if change and key not in free and not FREE_PLACES.fullmatch(key):
+            yield change
+    if _rows_per_update(saved) != _rows_per_update(now):
+        yield from filter(None, (_change(key, saved, now) for key in BATCH_KEYS))
+
+
+def _evaluation_decides(recipe: Mapping[str, Any]) -> bool:
+    return recipe["train.load_best_model_at_end"] or recipe["train.early_stopping_patience"] is not None
+
+
+def _rows_per_update(recipe: Mapping[str, Any]) -> int:
+    rows, micro_batches = (int(recipe[key]) for key in BATCH_KEYS)
+    return rows * micro_batches
+
+
+def _change(key: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    before, after = saved.get(key, ABSENT), now.get(key, ABSENT)
+    return None if before == after else f"{key} was {before} and is {after}"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of nested mappings and lists joined by dots, with their plain values."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value:
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{path}.{index}")
+    else:
+        yield path, value
