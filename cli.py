@@ -86,7 +86,7 @@ def train(
     from aria_finetune import training
 
     if dry_run:
-        training.dry_run(loaded, console())
+        training.dry_run(loaded, console(), resume=resume)
     else:
         training.train(loaded, console(), resume=resume, interruption=ctx.meta[INTERRUPTION])
 

@@ -134,9 +134,9 @@ def write_adapter(model: PeftModel, run: RunFolder, material: Material) -> None:
         save_adapter(model, folder, material.processor)
 
 
-def dry_run(recipe: Recipe, console: Console) -> Batch:
+def dry_run(recipe: Recipe, console: Console, *, resume: bool = False) -> Batch:
     """Validate everything short of the weights, build one batch and print its shape; nothing is left on disk."""
-    check_run(recipe)
+    check_run(recipe, resume=resume and has_begun(recipe.output_dir))
     with tempfile.TemporaryDirectory() as store:
         material = prepare(recipe, Path(store), decode_media=True)
         show_rows(material, console)
