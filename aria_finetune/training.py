@@ -6,6 +6,7 @@ The recipe stops here; everything below takes plain values.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import tempfile
@@ -29,7 +30,7 @@ from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
 from aria_finetune.errors import UserError
-from aria_finetune.interruption import Interruption
+from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
 from aria_finetune.memory import peak_memory_gib
 from aria_finetune.model.components import Component
@@ -59,6 +60,8 @@ FINISHED = "finished"
 STATE_PER_ADAPTER_BYTE = 2
 """AdamW keeps two numbers for each trained one."""
 SPARE_BYTES = 2**20
+PROCESSOR_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+"""Endings of the files of tokenizer and processor, which go into every checkpoint."""
 
 
 def train(recipe: Recipe, console: Console, *, resume: bool = False, interruption: Interruption | None = None) -> Path:
@@ -117,7 +120,10 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
             with explain_out_of_memory(recipe, choose_device(recipe), "training", longest=longest):
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         except BaseException as error:
-            run.write({"status": "stopped", "stopped_by": type(error).__name__, **description})
+            reason = str(error) if isinstance(error, Interrupted) else type(error).__name__
+            run.write({"status": "stopped", "stopped_by": reason, **description})
+            if isinstance(error, Interrupted):
+                console.print(f"a checkpoint is sealed after step {trainer.state.global_step}; go on with --resume")
             raise
         finally:
             progress.close()
@@ -237,8 +243,7 @@ def build_trainer(
 def checkpoint_bytes(model: PeftModel, material: Material) -> int:
     """About how large a checkpoint is: adapter, optimizer, and the processor's files as the base has them."""
     adapter = sum(tensor.numel() * tensor.element_size() for tensor in adapter_state(model).values())
-    weights = set(material.checkpoint.shards)
-    small = folder_bytes(material.checkpoint.folder, without=weights)
+    small = folder_bytes(material.checkpoint.folder, PROCESSOR_SUFFIXES)
     return adapter * (1 + STATE_PER_ADAPTER_BYTE) + small + SPARE_BYTES
 
 
@@ -248,17 +253,24 @@ def check_space(recipe: Recipe, run: RunFolder, trainer: AriaTrainer) -> None:
     Raises:
         UserError: fewer bytes are free than the checkpoints to come will need; both are named.
     """
-    one = trainer.keeping.expected_bytes
     keep = trainer.keeping.keep
-    saves = recipe.train.max_steps // recipe.train.save_steps + 1 if recipe.train.max_steps > 0 else 1
+    saves = planned_saves(recipe, trainer.updates_per_epoch)
+    kept = saves if keep is None else min(keep, saves)
     # One more is written before the oldest goes, and the adapter comes at the end.
-    count = (saves if keep is None else min(keep, saves)) + 2
     require_space(
         run.path,
-        one * count,
-        f"a run that keeps {count - 2} checkpoint(s), one being written beside them, and the adapter",
+        trainer.keeping.expected_bytes * (kept + 2),
+        f"a run that keeps {kept} checkpoint(s), one being written beside them, and the adapter",
         "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk",
     )
+
+
+def planned_saves(recipe: Recipe, updates_per_epoch: int) -> int:
+    """How many checkpoints a run will write if nothing stops it; at least one, for what may stop it."""
+    train = recipe.train
+    steps = train.max_steps if train.max_steps > 0 else math.ceil(train.num_train_epochs * updates_per_epoch)
+    interval = {"no": steps, "steps": train.save_steps, "epoch": updates_per_epoch}[train.save_strategy]
+    return max(math.ceil(steps / interval), 1)
 
 
 def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
@@ -329,6 +341,7 @@ def describe_result(trainer: AriaTrainer, run: RunFolder, began: float) -> dict[
         "seen": dict(trainer.seen),
         "skipped": trainer.skipped_reasons(),
         "seconds": round(time.monotonic() - began, 3),
+        "training_seconds": round(trainer.training_seconds, 3),
         "peak_memory_gib": round(peak_memory_gib(trainer.args.device.type), 3),
         "losses": {
             "first": losses[0] if losses else None,

@@ -67,9 +67,9 @@ def is_disk_full(error: BaseException) -> bool:
     return any(text in str(error) for text in _FULL_TEXTS)
 
 
-def folder_bytes(folder: Path, *, without: Collection[str] = ()) -> int:
-    """Bytes of all files right in `folder`, those named in `without` aside."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name not in without)
+def folder_bytes(folder: Path, suffixes: Collection[str]) -> int:
+    """Bytes of the files right in `folder` whose names end in one of `suffixes`."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
 
 
 def _shown(count: int) -> str:

@@ -6,6 +6,7 @@ batch that the collator makes, not files or recipes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is
 from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
 
 TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order")
+
+OVER_SESSIONS = ("train_samples_per_second", "train_steps_per_second", "total_flos")
+"""What the Trainer would log at the end: all steps of a run over the seconds of its last session."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class AriaTrainer(ResumableTrainer):
         self.seen: Counter[str] = Counter()
         self._logged: Counter[str] = Counter()
         self._logged_step = self._empty_steps = self._rows_before = 0
-        self._started_at = self._logged_at = time.monotonic()
+        self._logged_at = time.monotonic()
         self._started_step = 0
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder:  # noqa: ARG002 (Trainer's)
@@ -208,6 +212,8 @@ class AriaTrainer(ResumableTrainer):
             logs["peak_memory_gib"] = peak_memory_gib(self.args.device.type)
             logs["seconds_left"] = self._seconds_left(now)
             self._logged, self._logged_at = Counter(self.seen), now
+        for rate in OVER_SESSIONS:
+            logs.pop(rate, None)
         super().log(logs, start_time)
 
     def _pass_over_empty_steps(self, logs: dict[str, float]) -> None:
@@ -224,9 +230,15 @@ class AriaTrainer(ResumableTrainer):
 
     def begin(self) -> None:
         """The clock for rates starts here; a resumed run takes up its counters."""
-        self._started_at = self._logged_at = time.monotonic()
+        self._logged_at = time.monotonic()
         self._started_step = self.state.global_step
         super().begin()
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the rows."""
+        batches = math.ceil(len(self._order) / int(self.args.per_device_train_batch_size))
+        return math.ceil(batches / int(self.args.gradient_accumulation_steps))
 
     def meters(self) -> dict[str, Any]:
         """What was added up, as JSON values."""

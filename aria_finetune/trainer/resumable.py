@@ -6,6 +6,7 @@ checkpoints and signals, not Aria.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,8 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         self._resumed: dict[str, Any] | None = None
         self._epoch_ended = False
         self._evaluation_stopped = False
+        self._started_at = time.monotonic()
+        self._seconds_before = 0.0
         # A reference back would make a cycle, which outlives the loader's queues: each worker would wait 5 s in vain.
         self.add_callback(Moments(weakref.proxy(self)))
 
@@ -123,6 +126,7 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         values = {
             "step": self.state.global_step,
             "evaluation_due": self._evaluation_due(),
+            "training_seconds": self.training_seconds,
             "identity": dict(self.keeping.identity),
             "meters": self.meters(),
             "companions": {name: companion.state() for name, companion in self.keeping.companions.items()},
@@ -208,8 +212,10 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
     def begin(self) -> None:
         """Called when the Trainer has set all its counters, before the first step."""
         self._passed_over = [path for step, path in checkpoints(self._run).items() if step > self.state.global_step]
+        self._started_at = time.monotonic()
         if self._resumed is None:
             return
+        self._seconds_before = self._resumed["training_seconds"]
         self.restore_meters(self._resumed["meters"])
         for name, companion in self.keeping.companions.items():
             companion.restore(self._resumed["companions"][name])
@@ -231,6 +237,11 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
             self.control.should_training_stop = True
             return
         super()._run_epoch(**kwargs)
+
+    @property
+    def training_seconds(self) -> float:
+        """Time spent in training, that before a resume included."""
+        return self._seconds_before + time.monotonic() - self._started_at
 
     # Stopping
 

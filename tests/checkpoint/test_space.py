@@ -61,7 +61,8 @@ def test_other_errors_pass_as_they_are(tmp_path: Path, error: Exception) -> None
             raise error
 
 
-def test_folder_bytes_leave_out_what_is_named(tmp_path: Path) -> None:
-    (tmp_path / "weights").write_bytes(b"0" * 100)
-    (tmp_path / "config").write_bytes(b"0" * 7)
-    assert folder_bytes(tmp_path, without={"weights"}) == 7
+def test_folder_bytes_are_those_of_files_with_the_endings_named(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"0" * 100)
+    (tmp_path / "config.json").write_bytes(b"0" * 7)
+    (tmp_path / "inner.json").mkdir()
+    assert folder_bytes(tmp_path, (".json", ".txt")) == 7
