@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -86,17 +86,10 @@ class Interruption:
         _say("a second signal stops at once\n")
 
 
-def shield_worker(worker: int, *, then: Callable[[int], None] | None = None) -> None:
-    """Let a loader's worker live as long as its parent: a signal to the whole group would end it in mid-step.
-
-    Args:
-        worker: its number.
-        then: called with it afterwards.
-    """
+def shield_worker(worker: int) -> None:  # noqa: ARG001 (the loader passes its number)
+    """Let a loader's worker live as long as its parent: a signal to the whole group would end it in mid-step."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if then is not None:
-        then(worker)
 
 
 def _say(text: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import torch
 
 GIB = 2**30
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def peak_memory_gib(device: str) -> float:
@@ -23,8 +24,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the GPU's or the machine's memory is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # The allocator of a CPU has no exception type of its own.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # The allocator of a CPU, and CUDA's libraries beside torch's allocator, have no exception type of their own.
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def memory_gib(device: str) -> float:

@@ -67,7 +67,7 @@ def fingerprint_weights(folder: Path, shards: Iterable[str]) -> str:
         path = folder / name
         size = path.stat().st_size
         with path.open("rb") as opened:
-            header = opened.read(8 + min(int.from_bytes(opened.read(8), "little"), size))
+            header = opened.read(min(int.from_bytes(opened.read(8), "little"), size))
             digest.update(f"{name} {size}\n".encode() + header)
             for block in range(SAMPLED_BLOCKS):
                 opened.seek(size * block // SAMPLED_BLOCKS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aria_finetune.checkpoint.retention import clear_removed, newest_sealed
+from aria_finetune.checkpoint.retention import clear_leftovers, newest_sealed
 from aria_finetune.checkpoint.state import load_values
 from aria_finetune.errors import UserError
 from aria_finetune.material import Material
@@ -30,14 +30,12 @@ FREE_KEYS = {
     "train.logging_steps",
     "train.per_device_eval_batch_size",
     "train.report_to",
-    "train.save_steps",
-    "train.save_strategy",
     "train.save_total_limit",
     "output.dir",
     "output.overwrite",
 }
 """Keys that may differ when a run goes on: they change neither its rows nor, rounding aside, its updates."""
-EVALUATION_KEYS = {"train.eval_strategy", "train.eval_steps"}
+EVALUATION_KEYS = {"train.eval_strategy", "train.eval_steps", "train.save_strategy", "train.save_steps"}
 """They may differ where no evaluation decides which adapter is left, or when training stops."""
 FREE_PLACES = re.compile(r"model\.path|data\.(train|eval)\.\d+\.(path|media_root(\.\d+)?)")
 """Where things lie may differ as well: what is read there is compared itself."""
@@ -61,7 +59,7 @@ class Start:
 
 def find_start(run: Path, console: Console) -> Start:
     """Choose the newest sealed checkpoint of a run and say aloud which were passed over, and why."""
-    clear_removed(run)
+    clear_leftovers(run)
     folder, skipped = newest_sealed(run)
     for broken in skipped:
         console.print(f"skipped {broken.folder.name}: {broken.reason}", highlight=False, soft_wrap=True)
@@ -75,7 +73,10 @@ def find_start(run: Path, console: Console) -> Start:
 
 def identify(recipe: Recipe, material: Material) -> dict[str, Any]:
     """What makes a run this run: recipe, planned rows, base checkpoint, versions."""
-    rows = ((plan.record.id, plan.turns, plan.sights) for plan in material.plans)
+    rows = (
+        (plan.record.id, plan.turns, plan.sights, [media.sha256 for media in plan.record.media])
+        for plan in material.plans
+    )
     return {
         "recipe": dict(_flat(redact_values(recipe.dump()))),
         "rows": fingerprint_objects(rows),

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class RunFolder:
         """What `run.json` says; empty if there is none that can be read."""
         return _describe(self.path)
 
+    def bytes_to_go(self) -> int:
+        """Bytes of checkpoints that are there already, and of the run that this one replaces."""
+        folders = [*self.path.glob("checkpoint-*"), *([self._replaced] if self._replaced else [])]
+        return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Append a line to one of `LOGS`."""
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -95,21 +100,29 @@ def open_run_folder(path: Path, *, overwrite: bool) -> Iterator[RunFolder]:
         UserError: something is there already and `overwrite` is off, it is not the folder of a run, or another
             process works in it.
     """
-    _recover(path)
-    replaced = _set_aside(path) if check_run_folder(path, overwrite=overwrite) else None
-    made = [parent for parent in (path, *path.parents) if not parent.exists()]
-    run = RunFolder(path, replaced=replaced)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+    path = real_path(path)
+    begun_run(path)
+    replacing = check_run_folder(path, overwrite=overwrite)
+    made = [parent for parent in path.parents if not parent.exists()]
+    was_there = path.exists() and not replacing
+    run = RunFolder(path, replaced=_aside(path) if replacing else None)
+    with ExitStack() as locks:
+        try:
+            if replacing:
+                locks.enter_context(_locked(path))  # held on, so that no other process puts the old run back
+                path.rename(_aside(path))
+            path.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(_locked(path))
             run.write({"status": PREPARING})
             yield run
-    finally:
-        if not run.began:
-            shutil.rmtree(path, ignore_errors=True)
-            _remove_empty(made[1:])
-            if replaced is not None:
-                replaced.rename(path)
+        finally:
+            if not run.began:
+                _discard(path)
+                _remove_empty(made)
+                if was_there:
+                    path.mkdir()
+                if replacing and _is_run(_aside(path)):
+                    _aside(path).rename(path)
 
 
 @contextmanager
@@ -119,13 +132,32 @@ def resume_run_folder(path: Path) -> Iterator[RunFolder]:
     Raises:
         UserError: another process works in it.
     """
+    path = real_path(path)
     with _locked(path):
         yield RunFolder(path, began=True)
 
 
-def has_begun(path: Path) -> bool:
-    """Whether a run stands at `path` whose training began; what a killed preparation left is cleaned up."""
-    _recover(path)
+def real_path(path: Path) -> Path:
+    """The folder itself where `path` is a link to it, or has no name of its own (`.`, `..`)."""
+    return path.resolve() if path.is_symlink() or path.name in {"", ".."} else path
+
+
+def begun_run(path: Path) -> bool:
+    """Whether a run stands at `path` whose training began.
+
+    First undoes what a process left that was killed before its training began, or while it took an old run away.
+    """
+    path = real_path(path)
+    for left in path.parent.glob(f".{path.name}.discarded-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    if _is_abandoned(path):
+        _discard(path)
+    aside = _aside(path)
+    if _is_run(aside) and not _is_busy(aside):
+        if not path.exists():
+            aside.rename(path)
+        elif _describe(path).get("status", PREPARING) != PREPARING:
+            shutil.rmtree(aside, ignore_errors=True)
     return (path / RUN_FILE).is_file() or any(path.glob("checkpoint-*"))
 
 
@@ -152,38 +184,38 @@ def check_run_folder(path: Path, *, overwrite: bool) -> bool:
     return True
 
 
-def _set_aside(path: Path) -> Path:
-    with _locked(path):
-        replaced = _aside(path)
-        path.rename(replaced)
-    return replaced
-
-
 def _aside(path: Path) -> Path:
-    return path.with_name(path.name + ".replaced")
+    return path.with_name(f".{path.name}.replaced")
 
 
-def _recover(path: Path) -> None:
-    """Undo what a process left that was killed before its training began, or while it took an old run away."""
-    if _is_abandoned(path):
-        shutil.rmtree(path, ignore_errors=True)
-    replaced = _aside(path)
-    if not (replaced / RUN_FILE).is_file():
+def _discard(path: Path) -> None:
+    """Remove a folder, its name first: half of it must not be taken for a run, or for somebody's files."""
+    if not path.exists():
         return
-    if path.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        replaced.rename(path)
+    gone = path.with_name(f".{path.name}.discarded-{os.getpid()}")
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / RUN_FILE).is_file()
 
 
 def _is_abandoned(path: Path) -> bool:
-    if _describe(path).get("status") != PREPARING:
+    """Whether a preparation lies there whose process is gone."""
+    if not path.is_dir():
         return False
+    barely_made = {entry.name for entry in path.iterdir()} in ({LOCK_FILE}, {LOCK_FILE, RUN_FILE + ".part"})
+    return (barely_made or _describe(path).get("status") == PREPARING) and not _is_busy(path)
+
+
+def _is_busy(path: Path) -> bool:
+    """Whether another process works there; also where the file system can't tell."""
     try:
-        with _locked(path):
-            return True
+        with _locked(path) as held:
+            return not held
     except UserError:
-        return False
+        return True
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -195,12 +227,19 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder.
+def _locked(path: Path) -> Iterator[bool]:
+    """Keep other processes out of a run's folder; whether that worked: some network file systems have no locks.
 
     A record lock, because a forked worker that outlives its killed parent by seconds would go on holding any other.
     """
-    with (path / LOCK_FILE).open("w") as file:
+    try:
+        file = (path / LOCK_FILE).open("w")
+    except OSError as error:
+        raise UserError(
+            f"the run's folder can't be written to: {error.strerror}", where=str(path), fix="choose another output.dir"
+        ) from error
+    with file:
+        held = True
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -208,8 +247,8 @@ def _locked(path: Path) -> Iterator[None]:
                 "another process works in this run's folder", where=str(path), fix="wait for it, or stop it"
             ) from error
         except OSError:
-            pass  # some network file systems have no locks
-        yield
+            held = False
+        yield held
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -64,7 +64,8 @@ def _clear_crashed(output: Path) -> None:
     """Remove what processes that are gone left behind; a merge of the real Aria is 50 GB."""
     for left in output.parent.glob(f".{output.name}.partial-*"):
         process = left.name.rpartition("-")[2]
-        if process.isdigit() and not _alive(int(process)):
+        # Our own number was that of another process before us: in a container it is the same at every start.
+        if process.isdigit() and (int(process) == os.getpid() or not _alive(int(process))):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +23,9 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from aria_finetune.adapter.saving import save_adapter
+from aria_finetune.adapter.files import open_adapter
 from aria_finetune.advice import explain_out_of_memory
-from aria_finetune.checkpoint.space import folder_bytes, require_space
+from aria_finetune.checkpoint.space import explain_full_disk, folder_bytes, require_space
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
@@ -45,12 +45,12 @@ from aria_finetune.run_folder import (
     REJECTS_FILE,
     SKIPPED_FILE,
     RunFolder,
+    begun_run,
     check_run_folder,
-    has_begun,
     open_run_folder,
     resume_run_folder,
 )
-from aria_finetune.staging import staged_folder
+from aria_finetune.staging import staged_folder, sync, sync_tree
 from aria_finetune.summary import draw_losses, show_base, show_components, show_result, show_rows
 from aria_finetune.trainer import AriaTrainer, EarlyStopping, Keeping, NumberGuard, RowCounts, SkippedRows, Watching
 
@@ -60,6 +60,7 @@ FINISHED = "finished"
 STATE_PER_ADAPTER_BYTE = 2
 """AdamW keeps two numbers for each trained one."""
 SPARE_BYTES = 2**20
+DISK_REMEDY = "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk"
 PROCESSOR_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 """Endings of the files of tokenizer and processor, which go into every checkpoint."""
 
@@ -79,10 +80,10 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False, interruptio
         Interrupted: a signal came. If training began, a checkpoint of that moment is sealed.
     """
     interruption = interruption or Interruption()
-    resume = resume and has_begun(recipe.output_dir)
+    resume = resume and begun_run(recipe.output_dir)
     check_run(recipe, resume=resume)
     with _folder(recipe, resume=resume) as run:
-        if run.describe().get("status") == FINISHED:
+        if is_finished(run):
             console.print(f"the run in {run.path}/ is finished; its adapter is in {run.adapter}/", highlight=False)
             return run.path
         _run(recipe, run, find_start(run.path, console) if resume else Start(None, 0), console, interruption)
@@ -117,32 +118,50 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
         write_rejects([*material.train_rows.rejects, *material.eval_rows.rejects], run.path / REJECTS_FILE)
         longest = max(plan.tokens for plan in material.plans)
         try:
-            with explain_out_of_memory(recipe, choose_device(recipe), "training", longest=longest):
+            with (
+                explain_out_of_memory(recipe, choose_device(recipe), "training", longest=longest),
+                explain_full_disk(run.path, trainer.keeping.expected_bytes, "the run", DISK_REMEDY),
+            ):
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         except BaseException as error:
             reason = str(error) if isinstance(error, Interrupted) else type(error).__name__
-            run.write({"status": "stopped", "stopped_by": reason, **description})
+            with suppress(OSError):  # a full disk is what may have stopped it
+                run.write({"status": "stopped", "stopped_by": reason, **description})
             if isinstance(error, Interrupted):
                 console.print(f"a checkpoint is sealed after step {trainer.state.global_step}; go on with --resume")
             raise
         finally:
             progress.close()
-        write_adapter(model, run, material)
-        draw_losses(run.entries(METRICS_FILE), run.path / PICTURE_FILE)
-        run.write({"status": FINISHED, **description, **describe_result(trainer, run, began)})
+        with explain_full_disk(run.path, trainer.keeping.expected_bytes, "the adapter", DISK_REMEDY):
+            write_adapter(trainer, run)
+            draw_losses(run.entries(METRICS_FILE), run.path / PICTURE_FILE)
+            run.write({"status": FINISHED, **description, **describe_result(trainer, run, began)})
     show_result(run, time.monotonic() - began, console)
 
 
-def write_adapter(model: PeftModel, run: RunFolder, material: Material) -> None:
+def write_adapter(trainer: AriaTrainer, run: RunFolder) -> None:
     """Write the run's adapter folder, whole or not at all."""
     shutil.rmtree(run.adapter, ignore_errors=True)
     with staged_folder(run.adapter) as folder:
-        save_adapter(model, folder, material.processor)
+        trainer.write_adapter(folder)
+        sync_tree(folder)
+    sync(run.path)
+
+
+def is_finished(run: RunFolder) -> bool:
+    """Whether the run says so and its adapter can be read."""
+    if run.describe().get("status") != FINISHED:
+        return False
+    try:
+        open_adapter(run.adapter)
+    except UserError:
+        return False
+    return True
 
 
 def dry_run(recipe: Recipe, console: Console, *, resume: bool = False) -> Batch:
     """Validate everything short of the weights, build one batch and print its shape; nothing is left on disk."""
-    check_run(recipe, resume=resume and has_begun(recipe.output_dir))
+    check_run(recipe, resume=resume and begun_run(recipe.output_dir))
     with tempfile.TemporaryDirectory() as store:
         material = prepare(recipe, Path(store), decode_media=True)
         show_rows(material, console)
@@ -257,11 +276,12 @@ def check_space(recipe: Recipe, run: RunFolder, trainer: AriaTrainer) -> None:
     saves = planned_saves(recipe, trainer.updates_per_epoch)
     kept = saves if keep is None else min(keep, saves)
     # One more is written before the oldest goes, and the adapter comes at the end.
+    one = trainer.keeping.expected_bytes
     require_space(
         run.path,
-        trainer.keeping.expected_bytes * (kept + 2),
+        max(one * (kept + 2) - run.bytes_to_go(), one * 2),
         f"a run that keeps {kept} checkpoint(s), one being written beside them, and the adapter",
-        "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk",
+        DISK_REMEDY,
     )
 
 

@@ -57,7 +57,7 @@ def rotate(run: Path, keep: int | None, *, best: Path | None = None) -> list[Pat
     Returns:
         The folders that were removed.
     """
-    clear_removed(run)
+    clear_leftovers(run)
     if keep is None:
         return []
     sealed = [folder for folder in checkpoints(run).values() if is_sealed(folder)]
@@ -76,7 +76,8 @@ def remove(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def clear_removed(run: Path) -> None:
-    """Finish what a killed process had begun to remove."""
-    for left in run.glob(f"{_REMOVED}checkpoint-*"):
-        shutil.rmtree(left, ignore_errors=True)
+def clear_leftovers(run: Path) -> None:
+    """Remove what killed processes had begun to write or to remove; only while no other works in the folder."""
+    for pattern in (f"{_REMOVED}checkpoint-*", ".checkpoint-*.partial-*"):
+        for left in run.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)

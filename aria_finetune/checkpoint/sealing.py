@@ -50,7 +50,11 @@ def check_seal(folder: Path) -> None:
             raise BrokenSeal(f"{name} is missing")
         if size != entry["bytes"]:
             raise BrokenSeal(f"{name} has {size:,} bytes instead of {entry['bytes']:,}")
-        if hash_file(folder / name) != entry["sha256"]:
+        try:
+            changed = hash_file(folder / name) != entry["sha256"]
+        except OSError as error:
+            raise BrokenSeal(f"{name} can't be read: {error.strerror}") from error
+        if changed:
             raise BrokenSeal(f"{name} was changed: its SHA-256 differs")
 
 

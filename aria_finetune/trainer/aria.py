@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import DataLoader
 from transformers import AriaProcessor, TrainerCallback
 from trl import SFTConfig
 
@@ -114,9 +114,13 @@ class AriaTrainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder:  # noqa: ARG002 (Trainer's)
         return self._order
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        loader: DataLoader[Any] = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = shield_worker
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        # Accelerate's loader iterates over one inside of it, and copies its own attributes when it skips batches.
+        for one in (loader, loader.base_dataloader):
+            one.worker_init_fn = shield_worker
+            # Loaders draw a seed for their workers; from the global generator, a resumed run would be off by some.
+            one.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
     def _run_epoch(self, **kwargs: Any) -> None:
@@ -279,9 +283,18 @@ class AriaTrainer(ResumableTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:  # noqa: ARG002
         """Write the adapter as `save_adapter` does, instead of also pickling the arguments."""
+        self.write_adapter(Path(output_dir or self.args.output_dir))
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter as it is now, with tokenizer and processor, and check it.
+
+        Raises:
+            UserError: training has not reached every adapter.
+        """
         model = self.accelerator.unwrap_model(self.model)
-        save_adapter(model, output_dir or self.args.output_dir, self.processing_class)
-        if self.seen["updates"]:
+        save_adapter(model, folder, self.processing_class)
+        # The best checkpoint was checked when it was sealed, and may rightly be from before the first update.
+        if self.seen["updates"] and not self.best_loaded:
             self._trained.check(adapter_state(model))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

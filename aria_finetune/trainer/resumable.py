@@ -75,6 +75,8 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         self._run = Path(self.args.output_dir)
         self._sealed: Path | None = None
         self._passed_over: list[Path] = []
+        self._unplanned: list[int] = []
+        self.best_loaded = False
         self._resumed: dict[str, Any] | None = None
         self._epoch_ended = False
         self._evaluation_stopped = False
@@ -88,8 +90,11 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002 (the Trainer's)
         self.seal()
 
-    def seal(self) -> Path:
+    def seal(self, *, planned: bool = True) -> Path:
         """Write the checkpoint of this step, unless it is there already; then let older ones go.
+
+        One that is not `planned`, which a signal asked for, never counts as that of the best step: the run that is
+        not stopped does not have it.
 
         Raises:
             UserError: the disk has no room for it; the older checkpoints are whole.
@@ -99,7 +104,10 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
             return folder
         if folder.exists():
             remove(folder)  # a broken one, passed over when the run was resumed
-        self._name_best(folder)
+        if planned:
+            self._name_best(folder)
+        else:
+            self._unplanned.append(self.state.global_step)
         needed = self._needed_bytes()
         remedy = self._disk_remedy()
         require_space(self._run, needed, folder.name, remedy)
@@ -126,6 +134,9 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         values = {
             "step": self.state.global_step,
             "evaluation_due": self._evaluation_due(),
+            "save_due": self._evaluation_stopped and self.control.should_save,
+            "best": Path(self.state.best_model_checkpoint).name if self.state.best_model_checkpoint else None,
+            "unplanned": self._unplanned,
             "training_seconds": self.training_seconds,
             "identity": dict(self.keeping.identity),
             "meters": self.meters(),
@@ -138,15 +149,16 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _name_best(self, folder: Path) -> None:
         """The best step's folder, if it is this one or was kept."""
-        if self.state.best_global_step:
+        if self.state.best_global_step and self.state.best_global_step not in self._unplanned:
             best = checkpoint_path(self._run, self.state.best_global_step)
             if best == folder or best.exists():
                 self.state.best_model_checkpoint = str(best)
 
     def _needed_bytes(self) -> int:
-        if self._sealed is not None and self._sealed.exists():
-            return sealed_bytes(self._sealed)
-        return self.keeping.expected_bytes
+        try:
+            return sealed_bytes(self._sealed) if self._sealed else self.keeping.expected_bytes
+        except BrokenSeal:
+            return self.keeping.expected_bytes
 
     def _disk_remedy(self) -> str:
         newest = f"{self._sealed.name} is whole, and --resume goes on from it" if self._sealed else "none is there yet"
@@ -174,10 +186,28 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         self._training_state().load(Path(checkpoint))
         self._resumed = load_values(Path(checkpoint))
         self._sealed = Path(checkpoint)
-        self.state.best_model_checkpoint = None
-        self._name_best(self._sealed)
+        self._unplanned = list(self._resumed["unplanned"])
+        self._restore_best(self._resumed["best"])
         # The state holds the intervals that the run was started with.
         self.state.compute_steps(self.args, self.state.max_steps)
+
+    def _restore_best(self, name: str | None) -> None:
+        best = self._run / name if name else None
+        self.state.best_model_checkpoint = str(best) if best and best.exists() else None
+        if self.state.best_model_checkpoint:
+            self._check_best()  # better now than after the last step
+
+    def _check_best(self) -> Path:
+        best = Path(self.state.best_model_checkpoint)
+        try:
+            check_seal(best)
+        except BrokenSeal as broken:
+            raise UserError(
+                f"the best checkpoint so far can't be used: {broken}",
+                where=str(best),
+                fix="put it back as it was, or remove it to go on without it; each of the others is an adapter folder",
+            ) from broken
+        return best
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -187,16 +217,8 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         """There is none: bf16 needs no scaling, and its file would be a pickle."""
 
     def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        try:
-            check_seal(best)
-        except BrokenSeal as broken:
-            raise UserError(
-                f"the best checkpoint can't be loaded: {broken}",
-                where=str(best),
-                fix=f"export another checkpoint of {self._run}, each of which is an adapter folder",
-            ) from broken
-        restore_adapter(self.accelerator.unwrap_model(self.model), best)
+        restore_adapter(self.accelerator.unwrap_model(self.model), self._check_best())
+        self.best_loaded = True
 
     def restore_meters(self, meters: Mapping[str, Any]) -> None:
         """Take over what `meters` gave."""
@@ -229,7 +251,8 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
             self._interruption.check()  # the checkpoint we came from still stands for this moment
             raise
         self._determine_best_metric(metrics, None)
-        self._name_best(checkpoint_path(self._run, self.state.global_step))
+        if self._resumed and self._resumed["save_due"]:  # the save that was to follow has been made already
+            self._name_best(checkpoint_path(self._run, self.state.global_step))
 
     def _run_epoch(self, **kwargs: Any) -> None:
         # A run resumed at its last step, or at one where it was to stop early, has nothing left to do.
@@ -252,7 +275,7 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         except EvaluationStopped:
             self._evaluation_stopped = True
         if self._interruption.asked is not None and not self._epoch_end_follows():
-            self.seal()
+            self.seal(planned=self.control.should_save)
             self._interruption.check()
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -264,15 +287,16 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
     def _evaluation_due(self) -> bool:
         """Whether a run that goes on from here must first evaluate."""
         by_epoch = self.args.eval_strategy == IntervalStrategy.EPOCH
-        return self._evaluation_stopped or (by_epoch and self._at_epoch_end() and not self._epoch_ended)
+        return self._evaluation_stopped or (by_epoch and self._epoch_ends_here() and not self._epoch_ended)
 
     def _epoch_end_follows(self) -> bool:
         """Whether the evaluation or the save at the end of an epoch comes right after this."""
         by_epoch = self.args.eval_strategy == IntervalStrategy.EPOCH or self.args.save_strategy == SaveStrategy.EPOCH
-        return by_epoch and self._at_epoch_end() and not self._epoch_ended
+        return by_epoch and self._epoch_ends_here() and not self._epoch_ended
 
-    def _at_epoch_end(self) -> bool:
-        return self.state.epoch is not None and float(self.state.epoch).is_integer()
+    def _epoch_ends_here(self) -> bool:
+        """Whether this is the last step of an epoch, or of a run that ends in the middle of one."""
+        return float(self.state.epoch or 0).is_integer() or self.control.should_training_stop
 
     def note_epoch(self, *, ended: bool) -> None:
         """Called at the borders of epochs."""

@@ -9,7 +9,7 @@ import pytest
 from aria_finetune.checkpoint.retention import (
     checkpoint_path,
     checkpoints,
-    clear_removed,
+    clear_leftovers,
     newest_sealed,
     remove,
     rotate,
@@ -97,5 +97,5 @@ def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path, monkeypatch: p
         remove(tmp_path / "checkpoint-1")
     assert names(tmp_path) == ["checkpoint-2"]
     assert len(list(tmp_path.glob(".removed-*"))) == 1
-    clear_removed(tmp_path)
+    clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]

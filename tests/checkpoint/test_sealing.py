@@ -57,6 +57,30 @@ def test_a_file_that_was_added_later_is_not_the_seals_business(sealed: Path) -> 
     check_seal(sealed)
 
 
+def test_a_file_that_can_not_be_read_is_named(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sealed / "state.json").unlink()
+    (sealed / "state.json").symlink_to(sealed / "state.json")
+    with pytest.raises(BrokenSeal, match=r"state\.json"):
+        check_seal(sealed)
+
+    def unreadable(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("aria_finetune.checkpoint.sealing.hash_file", unreadable)
+    with pytest.raises(BrokenSeal, match=r"adapter\.safetensors can't be read: Input/output error"):
+        check_seal(sealed)
+
+
+def test_what_a_process_of_our_own_number_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    """In a container every start has the same process number."""
+    left = tmp_path / f".checkpoint-1.partial-{os.getpid()}"
+    left.mkdir()
+    (left / "half.txt").touch()
+    with sealed_folder(tmp_path / "checkpoint-1") as folder:
+        (folder / "whole.txt").touch()
+    assert set(read_manifest(tmp_path / "checkpoint-1")) == {"whole.txt"}
+
+
 NAMES = ["adapter.safetensors", "state.json", "inner/notes.txt", MANIFEST_FILE]
 
 

@@ -118,8 +118,8 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("micro_batch", "step"),
-    [(1, 1), (5, 3), (7, 4), (8, 5), (12, 7), (14, 8)],
-    ids=["first step", "between two log lines", "end of an epoch", "next epoch", "in mid-epoch", "last but one"],
+    [(1, 1), (5, 3), (7, 4), (8, 5), (12, 7), (15, 9)],
+    ids=["first step", "between two log lines", "end of an epoch", "next epoch", "in mid-epoch", "last step"],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(
     recipe_of: Callable[..., Recipe], whole: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, step: int
@@ -145,6 +145,9 @@ def test_a_run_stopped_twice_with_workers_goes_on_bit_for_bit(
     assert newest_sealed(recipe.output_dir)[0] == recipe.output_dir / "checkpoint-6"
     run, _ = go_on(recipe)
     assert numbers(run) == numbers(whole)
+    assert (run / "adapter/adapter_model.safetensors").read_bytes() == (
+        whole / "adapter/adapter_model.safetensors"
+    ).read_bytes()
 
 
 def test_the_best_checkpoint_and_the_patience_are_remembered(
@@ -173,6 +176,63 @@ def test_the_best_checkpoint_and_the_patience_are_remembered(
     assert (best / "adapter_model.safetensors").read_bytes() == (
         run / "adapter/adapter_model.safetensors"
     ).read_bytes(), "the best adapter is what a run leaves"
+
+
+BEST = (
+    "train.max_steps=6", "train.load_best_model_at_end=true", "train.eval_strategy=steps", "train.eval_steps=1",
+    "train.save_strategy=steps", "train.save_steps=2", "train.save_total_limit=1",
+)  # fmt: skip
+
+
+def test_the_best_checkpoint_is_the_same_however_a_run_was_stopped(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best step is 3, where only a signal seals a checkpoint; of those that are planned, 2 was the best."""
+    losses = {1: 5.0, 2: 4.0, 3: 3.0, 4: 9.0, 5: 9.0, 6: 9.0}
+    evaluation_loop, training_step = AriaTrainer.evaluation_loop, AriaTrainer.training_step
+
+    def loop(self: AriaTrainer, *args: Any, **kwargs: Any) -> Any:
+        output = evaluation_loop(self, *args, **kwargs)
+        output.metrics["eval_loss"] = losses[self.state.global_step]
+        return output
+
+    class Killed(BaseException):
+        pass
+
+    def killed_in_step_6(self: AriaTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 5:
+            raise Killed
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(AriaTrainer, "evaluation_loop", loop)
+    runs = [train(recipe_of(*BEST, name="undisturbed"), Console(file=io.StringIO()))]
+    with monkeypatch.context() as patch:
+        patch.setattr(AriaTrainer, "training_step", killed_in_step_6)
+        with pytest.raises(Killed):
+            train(recipe_of(*BEST, name="killed"), Console(file=io.StringIO()))
+    runs.append(go_on(recipe_of(*BEST, name="killed"))[0])
+    stop_at(monkeypatch, recipe_of(*BEST, name="stopped"), 5)
+    runs.append(go_on(recipe_of(*BEST, name="stopped"))[0])
+    adapters = [(run / "adapter/adapter_model.safetensors").read_bytes() for run in runs]
+    assert [Path(json.loads((run / "run.json").read_text())["best_checkpoint"]).name for run in runs] == [
+        "checkpoint-2"
+    ] * 3
+    assert adapters[0] == adapters[1] == adapters[2]
+    assert adapters[0] == (runs[0] / "checkpoint-2/adapter_model.safetensors").read_bytes()
+
+
+def test_a_broken_best_checkpoint_is_told_before_training_goes_on(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*BEST, "train.save_total_limit=9")
+    stop_at(monkeypatch, recipe_of(*overrides), 9)
+    values = json.loads((recipe_of().output_dir / "checkpoint-5" / "training_state.json").read_text())["values"]
+    best = recipe_of().output_dir / values["best"]
+    (best / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"the best checkpoint so far can't be used: adapter_config\.json has"):
+        go_on(recipe_of(*overrides))
+    shutil.rmtree(best)
+    assert (go_on(recipe_of(*overrides))[0] / "adapter").is_dir()
 
 
 def test_a_run_killed_between_its_last_step_and_its_adapter_is_finished(
@@ -385,7 +445,7 @@ def test_what_a_killed_preparation_left_does_not_stand_in_the_way(
 
 @pytest.mark.parametrize("killed", ["while preparing", "after moving the old run", "after training began"])
 def test_a_run_being_replaced_is_there_again_unless_the_new_one_began(tmp_path: Path, killed: str) -> None:
-    run, old = tmp_path / "run", tmp_path / "run.replaced"
+    run, old = tmp_path / "run", tmp_path / ".run.replaced"
     old.mkdir()
     (old / "run.json").write_text('{"status": "finished", "which": "old"}')
     if killed != "after moving the old run":
