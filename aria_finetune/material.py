@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AriaProcessor
 
+from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import Collator
 from aria_finetune.data.dataset import DataSource, RowSet, as_prompts, hold_out, load_rows
@@ -43,12 +44,15 @@ class Material:
         return [*self.train_rows.plans, *self.eval_rows.plans]
 
 
-def prepare(recipe: Recipe, media_store: Path, *, decode_media: bool = False) -> Material:
+def prepare(
+    recipe: Recipe, media_store: Path, *, decode_media: bool = False, begun: BegunRows | None = None
+) -> Material:
     """Open the checkpoint, read its processor, and read and plan all rows for training.
 
-    `decode_media` decodes every picture of raw sources now, instead of only reading its header.
+    `decode_media` decodes every picture of raw sources now, instead of only reading its header. `begun` are the rows
+    of a run that goes on.
     """
-    material, read = _open(recipe, media_store, decode_media=decode_media)
+    material, read = _open(recipe, media_store, decode_media=decode_media, begun=begun)
     train_rows = read(recipe.data.train)
     eval_rows = read(recipe.data.eval) if recipe.data.eval else RowSet()
     if recipe.data.eval_fraction is not None:
@@ -75,7 +79,9 @@ def prepare_prompts(recipe: Recipe, media_store: Path) -> Material:
     return replace(material, eval_rows=as_prompts(held, build_viewing(recipe, material.checkpoint), material.chat))
 
 
-def _open(recipe: Recipe, media_store: Path, *, decode_media: bool = False) -> tuple[Material, Callable[..., RowSet]]:
+def _open(
+    recipe: Recipe, media_store: Path, *, decode_media: bool = False, begun: BegunRows | None = None
+) -> tuple[Material, Callable[..., RowSet]]:
     """Material without rows, and the function that reads rows of some sources."""
     checkpoint = open_checkpoint(recipe.model.path, recipe.model.revision)
     processor = load_processor(checkpoint)
@@ -92,6 +98,7 @@ def _open(recipe: Recipe, media_store: Path, *, decode_media: bool = False) -> t
             max_pixels=recipe.data.max_pixels,
             generation=generation,
             decode_media=decode_media,
+            begun=begun,
         )
 
     return Material(checkpoint, processor, chat, RowSet(), RowSet()), read

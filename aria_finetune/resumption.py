@@ -15,6 +15,7 @@ from rich.console import Console
 
 from aria_finetune.checkpoint.retention import clear_leftovers, newest_sealed
 from aria_finetune.checkpoint.state import load_values
+from aria_finetune.data.begun import fingerprint_row
 from aria_finetune.errors import UserError
 from aria_finetune.material import Material
 from aria_finetune.provenance import fingerprint_objects, fingerprint_weights, versions
@@ -73,13 +74,9 @@ def find_start(run: Path, console: Console) -> Start:
 
 def identify(recipe: Recipe, material: Material) -> dict[str, Any]:
     """What makes a run this run: recipe, planned rows, base checkpoint, versions."""
-    rows = (
-        (plan.record.id, plan.turns, plan.sights, [media.sha256 for media in plan.record.media])
-        for plan in material.plans
-    )
     return {
         "recipe": dict(_flat(redact_values(recipe.dump()))),
-        "rows": fingerprint_objects(rows),
+        "rows": fingerprint_objects(fingerprint_row(plan) for plan in material.plans),
         "base": fingerprint_weights(material.checkpoint.folder, material.checkpoint.shards),
         "versions": versions(),
     }

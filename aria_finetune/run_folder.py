@@ -25,6 +25,7 @@ METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 PICTURE_FILE = "loss.png"
 REJECTS_FILE = "rejects.jsonl"
+ROWS_FILE = "rows.jsonl"
 LOCK_FILE = ".lock"
 LOGS = (METRICS_FILE, SKIPPED_FILE)
 """Files that grow while a run goes on."""

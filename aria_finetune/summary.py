@@ -15,7 +15,7 @@ from aria_finetune.memory import GIB
 from aria_finetune.model.components import Component
 from aria_finetune.progress import duration
 from aria_finetune.recipe import Recipe
-from aria_finetune.run_folder import PICTURE_FILE, REJECTS_FILE, SKIPPED_FILE, RunFolder
+from aria_finetune.run_folder import PICTURE_FILE, REJECTS_FILE, ROWS_FILE, SKIPPED_FILE, RunFolder
 
 
 def show_rows(material: Material, console: Console) -> None:
@@ -31,6 +31,9 @@ def show_rows(material: Material, console: Console) -> None:
         )
         for reason, count in rows.reasons().items():
             console.print(f"  rejected: {count} {reason}", highlight=False)
+        lost = sum(plan.lost is not None for plan in rows.plans)
+        if lost:
+            console.print(f"  lost since the run began, and skipped: {lost}", highlight=False)
 
 
 def show_base(recipe: Recipe, material: Material, console: Console) -> None:
@@ -65,6 +68,7 @@ def show_result(run: RunFolder, seconds: float, console: Console) -> None:
         ("metrics.jsonl", "a line per logged step"),
         (PICTURE_FILE, "training and evaluation loss"),
         (REJECTS_FILE, "rows that were not used, and why"),
+        (ROWS_FILE, "the rows it was trained on, by place and hash"),
         (SKIPPED_FILE, "rows whose media could not be read when it was their turn"),
     ):
         if not (run.path / name).exists():

@@ -6,18 +6,14 @@ The recipe stops here; everything below takes plain values.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import shutil
 import tempfile
 import time
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
@@ -25,24 +21,25 @@ from trl import SFTConfig
 
 from aria_finetune.adapter.files import open_adapter
 from aria_finetune.advice import explain_out_of_memory
-from aria_finetune.checkpoint.space import explain_full_disk, folder_bytes, require_space
+from aria_finetune.checkpoint.space import explain_full_disk
+from aria_finetune.data.begun import read_begun_rows, write_begun_rows
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
+from aria_finetune.disk_need import DISK_REMEDY, check_space, checkpoint_bytes
 from aria_finetune.errors import UserError
 from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
-from aria_finetune.memory import peak_memory_gib
 from aria_finetune.model.components import Component
-from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora
+from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.progress import ProgressReport
-from aria_finetune.provenance import fingerprint, versions
-from aria_finetune.recipe import Recipe, resolve_data_path
+from aria_finetune.recipe import Recipe
 from aria_finetune.resumption import Start, check_identity, find_start, identify
 from aria_finetune.run_folder import (
     METRICS_FILE,
     PICTURE_FILE,
     REJECTS_FILE,
+    ROWS_FILE,
     SKIPPED_FILE,
     RunFolder,
     begun_run,
@@ -50,6 +47,7 @@ from aria_finetune.run_folder import (
     open_run_folder,
     resume_run_folder,
 )
+from aria_finetune.run_report import describe_result, describe_run
 from aria_finetune.staging import staged_folder, sync, sync_tree
 from aria_finetune.summary import draw_losses, show_base, show_components, show_result, show_rows
 from aria_finetune.trainer import AriaTrainer, EarlyStopping, Keeping, NumberGuard, RowCounts, SkippedRows, Watching
@@ -57,12 +55,6 @@ from aria_finetune.trainer import AriaTrainer, EarlyStopping, Keeping, NumberGua
 INLINE_MEDIA = "media"
 """Folder of a run for pictures that its data hold inline (data URIs)."""
 FINISHED = "finished"
-STATE_PER_ADAPTER_BYTE = 2
-"""AdamW keeps two numbers for each trained one."""
-SPARE_BYTES = 2**20
-DISK_REMEDY = "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk"
-PROCESSOR_SUFFIXES = (".json", ".jinja", ".model", ".txt")
-"""Endings of the files of tokenizer and processor, which go into every checkpoint."""
 
 
 def train(recipe: Recipe, console: Console, *, resume: bool = False, interruption: Interruption | None = None) -> Path:
@@ -98,7 +90,9 @@ def _folder(recipe: Recipe, *, resume: bool) -> AbstractContextManager[RunFolder
 
 def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interruption: Interruption) -> None:
     began = time.monotonic()
-    material = prepare(recipe, run.path / INLINE_MEDIA)
+    skips = start.checkpoint is not None and recipe.data.on_bad_media == "skip"
+    begun = read_begun_rows(run.path / ROWS_FILE) if skips else None
+    material = prepare(recipe, run.path / INLINE_MEDIA, begun=begun)
     show_base(recipe, material, console)
     show_rows(material, console)
     identity = identify(recipe, material)
@@ -115,6 +109,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
         run.begin(description)
         if start.checkpoint is None:
             run.cut_logs({})
+            write_begun_rows(material.plans, run.path / ROWS_FILE)
         write_rejects([*material.train_rows.rejects, *material.eval_rows.rejects], run.path / REJECTS_FILE)
         longest = max(plan.tokens for plan in material.plans)
         try:
@@ -259,40 +254,6 @@ def build_trainer(
     return trainer
 
 
-def checkpoint_bytes(model: PeftModel, material: Material) -> int:
-    """About how large a checkpoint is: adapter, optimizer, and the processor's files as the base has them."""
-    adapter = sum(tensor.numel() * tensor.element_size() for tensor in adapter_state(model).values())
-    small = folder_bytes(material.checkpoint.folder, PROCESSOR_SUFFIXES)
-    return adapter * (1 + STATE_PER_ADAPTER_BYTE) + small + SPARE_BYTES
-
-
-def check_space(recipe: Recipe, run: RunFolder, trainer: AriaTrainer) -> None:
-    """Refuse a run whose checkpoints can't all be kept, before its first step.
-
-    Raises:
-        UserError: fewer bytes are free than the checkpoints to come will need; both are named.
-    """
-    keep = trainer.keeping.keep
-    saves = planned_saves(recipe, trainer.updates_per_epoch)
-    kept = saves if keep is None else min(keep, saves)
-    # One more is written before the oldest goes, and the adapter comes at the end.
-    one = trainer.keeping.expected_bytes
-    require_space(
-        run.path,
-        max(one * (kept + 2) - run.bytes_to_go(), one * 2),
-        f"a run that keeps {kept} checkpoint(s), one being written beside them, and the adapter",
-        DISK_REMEDY,
-    )
-
-
-def planned_saves(recipe: Recipe, updates_per_epoch: int) -> int:
-    """How many checkpoints a run will write if nothing stops it; at least one, for what may stop it."""
-    train = recipe.train
-    steps = train.max_steps if train.max_steps > 0 else math.ceil(train.num_train_epochs * updates_per_epoch)
-    interval = {"no": steps, "steps": train.save_steps, "epoch": updates_per_epoch}[train.save_strategy]
-    return max(math.ceil(steps / interval), 1)
-
-
 def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
     """TRL's configuration. Names under `train` are its own and go through as they are."""
     train = recipe.train
@@ -323,50 +284,3 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
     # One GPU, also where more are visible: transformers would split batches over all of them.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001
     return arguments
-
-
-def describe_run(recipe: Recipe, material: Material, parts: list[Component], start: Start) -> dict[str, Any]:
-    """What `run.json` says of a run before it starts."""
-    sources = {
-        kind: [
-            {"path": section.path, "sha256": fingerprint(resolve_data_path(recipe.file, section.path))} for section in s
-        ]
-        for kind, s in (("train", recipe.data.train), ("eval", recipe.data.eval))
-    }
-    return {
-        "resumed_from_step": start.step if start.checkpoint else None,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe_file": str(recipe.file),
-        "recipe": recipe.dump(),
-        "base": material.checkpoint.folder.name,
-        "versions": versions(),
-        "device": torch.cuda.get_device_name() if choose_device(recipe) == "cuda" else "cpu",
-        "data": sources,
-        "rows": {
-            "train": {**material.train_rows.counts(), "reasons": material.train_rows.reasons()},
-            "eval": {**material.eval_rows.counts(), "reasons": material.eval_rows.reasons()},
-        },
-        "components": [asdict(part) for part in parts],
-    }
-
-
-def describe_result(trainer: AriaTrainer, run: RunFolder, began: float) -> dict[str, Any]:
-    """What `run.json` says of a run when it is over."""
-    metrics = run.entries(METRICS_FILE)
-    losses = [entry["loss"] for entry in metrics if "loss" in entry]
-    eval_losses = [entry["eval_loss"] for entry in metrics if "eval_loss" in entry]
-    return {
-        "steps": trainer.state.global_step,
-        "best_checkpoint": trainer.state.best_model_checkpoint,
-        "seen": dict(trainer.seen),
-        "skipped": trainer.skipped_reasons(),
-        "seconds": round(time.monotonic() - began, 3),
-        "training_seconds": round(trainer.training_seconds, 3),
-        "peak_memory_gib": round(peak_memory_gib(trainer.args.device.type), 3),
-        "losses": {
-            "first": losses[0] if losses else None,
-            "last": losses[-1] if losses else None,
-            "eval_last": eval_losses[-1] if eval_losses else None,
-            "eval_best": min(eval_losses) if eval_losses else None,
-        },
-    }

@@ -98,14 +98,14 @@ LAYERS: dict[str, Layer] = {
     "advice": Layer(("advice",), knows=("memory", "recipe", "errors"), never=frozenset({"trl"})),
     "resumption": Layer(
         ("resumption",),
-        knows=("checkpoint", "material", "provenance", "recipe", "redaction", "errors"),
+        knows=("checkpoint", "data", "material", "provenance", "recipe", "redaction", "errors"),
         never=frozenset({"trl"}),
     ),
     "trainer": Layer(
         ("trainer",), knows=("adapter", "checkpoint", "data", "interruption", "memory", "model", "errors")
     ),
     "training": Layer(
-        ("training",),
+        ("training", "run_report", "disk_need"),
         knows=(*RUNS, "advice", "checkpoint", "interruption", "provenance", "resumption", "staging", "trainer"),
     ),
     "cli": Layer(

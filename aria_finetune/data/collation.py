@@ -152,13 +152,15 @@ class Collator:
     def _tiles(self, row: int) -> list[Tile] | BadRow:
         """The tiles of a whole row in the order of the text; or, if any can't be made, why."""
         plan = self.plans[row]
+        where = f"{plan.record.source.file}:{plan.record.source.ordinal}"
+        if plan.lost is not None:
+            return BadRow(row, plan.record.id, where, plan.lost.media, plan.lost.reason, plan.lost.detail)
         tiles: dict[tuple[int, float | None], list[Tile]] = {}
         for sights in _by_medium(plan.sights):
             path = plan.record.media[sights[0].media].path or ""
             try:
                 tiles |= self._images(plan, sights) if sights[0].time is None else self._frames(path, sights)
             except MediaError as error:
-                where = f"{plan.record.source.file}:{plan.record.source.ordinal}"
                 return BadRow(row, plan.record.id, where, path, error.reason, error.detail)
         shown = [tile for sight in plan.sights for tile in tiles[sight.media, sight.time]]
         return [_blanked(tile) for tile in shown] if self.blank_images else shown

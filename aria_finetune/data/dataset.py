@@ -15,6 +15,7 @@ from pathlib import Path
 from torch.utils.data import Sampler
 
 from aria_finetune.conversion import SHOWN_REJECTS, ConversionOptions, Reject, is_dataset, read_dataset, read_records
+from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.rows import RowPlan, Viewing, plan_row
 from aria_finetune.data_formats.errors import RecordError
@@ -71,6 +72,7 @@ def load_rows(
     max_pixels: int = 64_000_000,
     generation: bool = False,
     decode_media: bool = False,
+    begun: BegunRows | None = None,
 ) -> RowSet:
     """Read and plan every row of `sources`.
 
@@ -83,12 +85,21 @@ def load_rows(
         max_pixels: limit of one image.
         generation: plan prompts for answers to be generated.
         decode_media: decode the pictures of raw sources instead of only reading their headers.
+        begun: rows of a run that goes on. One of them whose files were lost keeps its place, marked as lost.
 
     Raises:
         TooManyRejects: more records were rejected than `max_rejects`.
         UserError: a source can't be read, a row is too long and `too_long` is `fail`, or no row is left.
     """
     rows = RowSet()
+
+    def refuse(reject: Reject) -> None:
+        lost = begun.lost(reject) if begun else None
+        if lost is not None:
+            rows.plans.append(lost)
+        else:
+            rows.rejects.append(reject)
+
     for source in sources:
         options = ConversionOptions(
             format=source.format,
@@ -98,7 +109,7 @@ def load_rows(
             evaluation=generation,
         )
         start, rejected = len(rows.plans), len(rows.rejects)
-        for record in _records(source, options, rows.rejects.append, media_store):
+        for record in _records(source, options, refuse, media_store):
             try:
                 _check_pixels(record, max_pixels)
                 rows.plans.append(plan_row(record, viewing, chat, generation=generation))
@@ -109,7 +120,7 @@ def load_rows(
                         where=f"{record.source.file}:{record.source.ordinal}",
                         fix="raise data.max_tokens, or set data.too_long: reject",
                     ) from error
-                rows.rejects.append(_rejected(record, error))
+                refuse(_rejected(record, error))
         rows.spans.append(range(start, len(rows.plans)))
         rows.weights.append(source.weight)
         _check_rejects(rows.rejects, max_rejects)

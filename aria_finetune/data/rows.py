@@ -54,14 +54,25 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """Why a row of a run can't be shown any more, its files, and which row it was (`data.begun`)."""
+
+    reason: str
+    detail: str
+    media: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class RowPlan:
-    """A row as it will be shown: `sights` in the order of the pictures in `turns`."""
+    """A row as it will be shown: `sights` in the order of the pictures in `turns`; `lost` if it can't be."""
 
     record: Record
     turns: tuple[Turn, ...]
     sights: tuple[Sight, ...]
     tokens: int
     labels: int
+    lost: Loss | None = None
 
     @property
     def image_count(self) -> int:

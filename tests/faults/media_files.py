@@ -148,7 +148,5 @@ _ANY_FILE = (
 IMAGE_WAYS = (*_ANY_FILE, "turned", "bomb", "another kind")
 CLIP_WAYS = ("frames lost", *_ANY_FILE)
 UNPLANNED_IMAGE_WAYS = tuple(way for way in IMAGE_WAYS if not way.startswith("link"))
-UNPLANNED_CLIP_WAYS = ("frames lost",)
-"""Those that are not met before a row is decoded, so that a run can go on with them: when a data set is read again,
-links in it are followed, or refused where they lead out of it, and the first frame of a clip is decoded.
-"""
+UNPLANNED_CLIP_WAYS = tuple(way for way in CLIP_WAYS if not way.startswith("link"))
+"""Those with which a run can go on: a link in a data set is followed when it is read again, or the set is refused."""
