@@ -44,7 +44,12 @@ def fingerprint(path: Path) -> str:
     file = path / "manifest.json" if path.is_dir() else path
     if file.is_dir() or not file.exists():
         return "unknown"
-    with file.open("rb") as opened:
+    return hash_file(file)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,15 @@ ABSENT = "absent"
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run goes on: a sealed checkpoint, or None for the beginning."""
+    """Where a run goes on: a sealed checkpoint with what it carries beside its tensors, or None for the beginning."""
 
-    checkpoint: Path | None
-    step: int
+    checkpoint: Path | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def values(self) -> dict[str, Any]:
-        """What the checkpoint carries beside its tensors."""
-        return load_values(self.checkpoint) if self.checkpoint else {}
+    def step(self) -> int | None:
+        """The step after which the checkpoint was sealed."""
+        return self.values.get("step")
 
 
 def find_start(run: Path, console: Console) -> Start:
@@ -66,8 +66,8 @@ def find_start(run: Path, console: Console) -> Start:
         console.print(f"skipped {broken.folder.name}: {broken.reason}", highlight=False, soft_wrap=True)
     if folder is None:
         console.print(f"no sealed checkpoint in {run}/: training starts at its beginning", highlight=False)
-        return Start(None, 0)
-    start = Start(folder, int(load_values(folder)["step"]))
+        return Start()
+    start = Start(folder, load_values(folder))
     console.print(f"going on from {folder.name}, sealed after step {start.step}", highlight=False)
     return start
 

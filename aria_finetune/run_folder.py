@@ -18,7 +18,7 @@ from typing import Any
 from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.errors import UserError
 from aria_finetune.redaction import redact_values
-from aria_finetune.staging import replace_text, sync
+from aria_finetune.staging import finish_removals, remove_folder, replace_text, sync
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -118,7 +118,8 @@ def open_run_folder(path: Path, *, overwrite: bool) -> Iterator[RunFolder]:
             yield run
         finally:
             if not run.began:
-                _discard(path)
+                if path.exists():
+                    remove_folder(path)
                 _remove_empty(made)
                 if was_there:
                     path.mkdir()
@@ -149,17 +150,16 @@ def begun_run(path: Path) -> bool:
     First undoes what a process left that was killed before its training began, or while it took an old run away.
     """
     path = real_path(path)
-    for left in path.parent.glob(f".{path.name}.discarded-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    finish_removals(path.parent, path.name)
     if _is_abandoned(path):
-        _discard(path)
+        remove_folder(path)
     aside = _aside(path)
     if _is_run(aside) and not _is_busy(aside):
         if not path.exists():
             aside.rename(path)
         elif _describe(path).get("status", PREPARING) != PREPARING:
             shutil.rmtree(aside, ignore_errors=True)
-    return (path / RUN_FILE).is_file() or any(path.glob("checkpoint-*"))
+    return _is_run(path) or any(path.glob("checkpoint-*"))
 
 
 def check_run_folder(path: Path, *, overwrite: bool) -> bool:
@@ -176,7 +176,7 @@ def check_run_folder(path: Path, *, overwrite: bool) -> bool:
             where=str(path),
             fix="choose another output.dir, set output.overwrite=true to replace the run, or go on with --resume",
         )
-    if not (path / RUN_FILE).is_file():
+    if not _is_run(path):
         raise UserError(
             f"there is no {RUN_FILE} in it, so it is not a run and is not overwritten",
             where=str(path),
@@ -187,15 +187,6 @@ def check_run_folder(path: Path, *, overwrite: bool) -> bool:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
-
-
-def _discard(path: Path) -> None:
-    """Remove a folder, its name first: half of it must not be taken for a run, or for somebody's files."""
-    if not path.exists():
-        return
-    gone = path.with_name(f".{path.name}.discarded-{os.getpid()}")
-    path.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _is_run(path: Path) -> bool:

@@ -6,6 +6,7 @@ Knows material and trainer; writes nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +19,6 @@ from aria_finetune.model.components import Component
 from aria_finetune.provenance import fingerprint, versions
 from aria_finetune.recipe import Recipe, resolve_data_path
 from aria_finetune.resumption import Start
-from aria_finetune.run_folder import METRICS_FILE, RunFolder
 from aria_finetune.trainer import AriaTrainer
 
 
@@ -31,7 +31,7 @@ def describe_run(recipe: Recipe, material: Material, parts: list[Component], sta
         for kind, s in (("train", recipe.data.train), ("eval", recipe.data.eval))
     }
     return {
-        "resumed_from_step": start.step if start.checkpoint else None,
+        "resumed_from_step": start.step,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe_file": str(recipe.file),
         "recipe": recipe.dump(),
@@ -47,9 +47,8 @@ def describe_run(recipe: Recipe, material: Material, parts: list[Component], sta
     }
 
 
-def describe_result(trainer: AriaTrainer, run: RunFolder, began: float) -> dict[str, Any]:
-    """What `run.json` says of a run when it is over."""
-    metrics = run.entries(METRICS_FILE)
+def describe_result(trainer: AriaTrainer, metrics: Sequence[Mapping[str, Any]], began: float) -> dict[str, Any]:
+    """What `run.json` says of a run when it is over; `metrics` are its logged lines."""
     losses = [entry["loss"] for entry in metrics if "loss" in entry]
     eval_losses = [entry["eval_loss"] for entry in metrics if "eval_loss" in entry]
     return {

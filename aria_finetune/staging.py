@@ -13,6 +13,9 @@ from pathlib import Path
 
 from aria_finetune.errors import UserError
 
+REMOVED = ".removed-"
+"""How the name of a folder begins that is being removed."""
+
 
 @contextmanager
 def staged_folder(output: Path) -> Iterator[Path]:
@@ -33,6 +36,20 @@ def staged_folder(output: Path) -> Iterator[Path]:
         folder.replace(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, its name first: half of one must not be taken for a whole, whenever this is cut short."""
+    gone = folder.with_name(f"{REMOVED}{folder.name}-{os.getpid()}")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def finish_removals(parent: Path, name: str) -> None:
+    """Finish what killed processes had begun to remove; `name` is the folder's in `parent`, or a pattern of names."""
+    for left in parent.glob(f"{REMOVED}{name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def replace_text(path: Path, text: str) -> None:

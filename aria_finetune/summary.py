@@ -11,7 +11,6 @@ from rich.table import Table
 
 from aria_finetune.libraries import names_local_model
 from aria_finetune.material import Material
-from aria_finetune.memory import GIB
 from aria_finetune.model.components import Component
 from aria_finetune.progress import duration
 from aria_finetune.recipe import Recipe
@@ -56,7 +55,6 @@ def show_components(parts: list[Component], console: Console) -> None:
     total = sum(part.bytes for part in parts)
     table.add_row("total", f"{sum(part.parameters for part in parts):,}", "", f"{total / 2**20:,.2f}")
     console.print(table)
-    console.print(f"model in memory: {total / GIB:.2f} GiB", highlight=False)
 
 
 def show_result(run: RunFolder, seconds: float, console: Console) -> None:

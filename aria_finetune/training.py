@@ -10,7 +10,8 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False, interruptio
         if is_finished(run):
             console.print(f"the run in {run.path}/ is finished; its adapter is in {run.adapter}/", highlight=False)
             return run.path
-        _run(recipe, run, find_start(run.path, console) if resume else Start(None, 0), console, interruption)
+        _run(recipe, run, find_start(run.path, console) if resume else Start(), console, interruption)
     return run.path
 
 
@@ -112,26 +113,36 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
             write_begun_rows(material.plans, run.path / ROWS_FILE)
         write_rejects([*material.train_rows.rejects, *material.eval_rows.rejects], run.path / REJECTS_FILE)
         longest = max(plan.tokens for plan in material.plans)
-        try:
-            with (
-                explain_out_of_memory(recipe, choose_device(recipe), "training", longest=longest),
-                explain_full_disk(run.path, trainer.keeping.expected_bytes, "the run", DISK_REMEDY),
-            ):
-                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-        except BaseException as error:
-            reason = str(error) if isinstance(error, Interrupted) else type(error).__name__
-            with suppress(OSError):  # a full disk is what may have stopped it
-                run.write({"status": "stopped", "stopped_by": reason, **description})
-            if isinstance(error, Interrupted):
-                console.print(f"a checkpoint is sealed after step {trainer.state.global_step}; go on with --resume")
-            raise
-        finally:
-            progress.close()
+        with (
+            _stop_told(run, description, trainer, progress),
+            explain_out_of_memory(recipe, choose_device(recipe), "training", longest=longest),
+            explain_full_disk(run.path, trainer.keeping.expected_bytes, "the run", DISK_REMEDY),
+        ):
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         with explain_full_disk(run.path, trainer.keeping.expected_bytes, "the adapter", DISK_REMEDY):
             write_adapter(trainer, run)
-            draw_losses(run.entries(METRICS_FILE), run.path / PICTURE_FILE)
-            run.write({"status": FINISHED, **description, **describe_result(trainer, run, began)})
+            metrics = run.entries(METRICS_FILE)
+            draw_losses(metrics, run.path / PICTURE_FILE)
+            run.write({"status": FINISHED, **description, **describe_result(trainer, metrics, began)})
     show_result(run, time.monotonic() - began, console)
+
+
+@contextmanager
+def _stop_told(
+    run: RunFolder, description: Mapping[str, Any], trainer: AriaTrainer, progress: ProgressReport
+) -> Iterator[None]:
+    """Whatever ends training before its end is kept in `run.json`, and the bar is closed before it is told."""
+    try:
+        yield
+    except BaseException as error:
+        reason = str(error) if isinstance(error, Interrupted) else type(error).__name__
+        with suppress(OSError):  # a full disk is what may have stopped it
+            run.write({"status": "stopped", "stopped_by": reason, **description})
+        if isinstance(error, Interrupted):
+            progress.say(f"a checkpoint is sealed after step {trainer.state.global_step}; go on with --resume")
+        raise
+    finally:
+        progress.close()
 
 
 def write_adapter(trainer: AriaTrainer, run: RunFolder) -> None:

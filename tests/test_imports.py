@@ -60,19 +60,21 @@ LAYERS: dict[str, Layer] = {
     ),
     "media": Layer(("media",), knows=("redaction", "errors"), never=TRAINING_STACK),
     "conversion": Layer(
-        ("conversion",), knows=("data_formats", "media", "staging", "redaction", "errors"), never=TRAINING_STACK
+        ("conversion",),
+        knows=("data_formats", "media", "provenance", "staging", "redaction", "errors"),
+        never=TRAINING_STACK,
     ),
     "staging": Layer(("staging",), knows=("errors",), never=HEAVY),
     "interruption": Layer(("interruption",), never=HEAVY),
     "provenance": Layer(("provenance",), never=HEAVY),
     "checkpoint": Layer(
         ("checkpoint",),
-        knows=("staging", "errors"),
+        knows=("provenance", "staging", "errors"),
         never=frozenset({"transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}),
     ),
     "data": Layer(
         ("data",),
-        knows=("conversion", "data_formats", "media", "redaction", "errors"),
+        knows=("conversion", "data_formats", "media", "provenance", "redaction", "errors"),
         never=frozenset({"peft", "trl", "bitsandbytes"}),
     ),
     "libraries": Layer(("libraries",), never=HEAVY - {"transformers"}),
@@ -102,7 +104,7 @@ LAYERS: dict[str, Layer] = {
         never=frozenset({"trl"}),
     ),
     "trainer": Layer(
-        ("trainer",), knows=("adapter", "checkpoint", "data", "interruption", "memory", "model", "errors")
+        ("trainer",), knows=("adapter", "checkpoint", "data", "interruption", "memory", "model", "staging", "errors")
     ),
     "training": Layer(
         ("training", "run_report", "disk_need"),

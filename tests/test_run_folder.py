@@ -161,3 +161,18 @@ def test_a_folder_that_can_not_be_written_to_is_told(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(UserError, match="can't be written to"), resume_run_folder(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("killed", ["while preparing", "after moving the old run", "after training began"])
+def test_a_run_being_replaced_is_there_again_unless_the_new_one_began(tmp_path: Path, killed: str) -> None:
+    run, old = tmp_path / "run", tmp_path / ".run.replaced"
+    old.mkdir()
+    (old / "run.json").write_text('{"status": "finished", "which": "old"}')
+    if killed != "after moving the old run":
+        run.mkdir()
+        status = "preparing" if killed == "while preparing" else "running"
+        (run / "run.json").write_text(json.dumps({"status": status, "which": "new"}))
+    with pytest.raises(UserError, match="not empty"), open_run_folder(run, overwrite=False):
+        pass
+    assert json.loads((run / "run.json").read_text())["which"] == ("new" if "began" in killed else "old")
+    assert not old.exists()

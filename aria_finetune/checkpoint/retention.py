@@ -5,16 +5,15 @@ Knows their names and seals, not what is in them.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from aria_finetune.checkpoint.sealing import BrokenSeal, check_seal, is_sealed
+from aria_finetune.staging import finish_removals, remove_folder
 
 _NAME = re.compile(r"checkpoint-(\d{1,12})")
-_REMOVED = ".removed-"
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,12 @@ def rotate(run: Path, keep: int | None, *, best: Path | None = None) -> list[Pat
     removable = [folder for folder in reversed(sealed) if folder.name not in protected]
     removed = removable[: max(len(sealed) - max(keep, len(protected)), 0)]
     for folder in removed:
-        remove(folder)
+        remove_folder(folder)
     return removed
-
-
-def remove(folder: Path) -> None:
-    """Remove a checkpoint folder: its name goes first."""
-    gone = folder.with_name(f"{_REMOVED}{folder.name}-{os.getpid()}")
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def clear_leftovers(run: Path) -> None:
     """Remove what killed processes had begun to write or to remove; only while no other works in the folder."""
-    for pattern in (f"{_REMOVED}checkpoint-*", ".checkpoint-*.partial-*"):
-        for left in run.glob(pattern):
-            shutil.rmtree(left, ignore_errors=True)
+    finish_removals(run, "checkpoint-*")
+    for left in run.glob(".checkpoint-*.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)

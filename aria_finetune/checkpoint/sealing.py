@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aria_finetune.provenance import hash_file
 from aria_finetune.staging import staged_folder, sync, sync_tree
 
 MANIFEST_FILE = "manifest.json"
@@ -44,12 +45,7 @@ def check_seal(folder: Path) -> None:
     Raises:
         BrokenSeal: the manifest or a file is absent, empty, cut or changed.
     """
-    for name, entry in read_manifest(folder).items():
-        size = _size(folder / name)
-        if size is None:
-            raise BrokenSeal(f"{name} is missing")
-        if size != entry["bytes"]:
-            raise BrokenSeal(f"{name} has {size:,} bytes instead of {entry['bytes']:,}")
+    for name, entry in _files_of_size(folder).items():
         try:
             changed = hash_file(folder / name) != entry["sha256"]
         except OSError as error:
@@ -82,20 +78,15 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 def is_sealed(folder: Path) -> bool:
     """Whether the folder has a sound manifest and files of the right sizes; their contents are not read."""
     try:
-        return all(_size(folder / name) == entry["bytes"] for name, entry in read_manifest(folder).items())
+        _files_of_size(folder)
     except BrokenSeal:
         return False
+    return True
 
 
 def sealed_bytes(folder: Path) -> int:
     """Bytes of all files of a sealed folder, by its manifest."""
     return sum(entry["bytes"] for entry in read_manifest(folder).values())
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _write_manifest(folder: Path) -> None:
@@ -113,8 +104,14 @@ def _manifest_bytes(files: dict[str, dict[str, Any]]) -> bytes:
     return (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
+def _files_of_size(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's files, each of which is there and has its size."""
+    files = read_manifest(folder)
+    for name, entry in files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise BrokenSeal(f"{name} is missing") from error
+        if size != entry["bytes"]:
+            raise BrokenSeal(f"{name} has {size:,} bytes instead of {entry['bytes']:,}")
+    return files

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from aria_finetune.errors import UserError
 
@@ -66,8 +67,8 @@ class TrainingState:
         Raises:
             UserError: the state is that of other parameters.
         """
-        plain, tensors = _read(folder)
-        saved = _attach(plain[_OPTIMIZER], tensors)
+        plain = _read_values(folder)
+        saved = _attach(plain[_OPTIMIZER], _read_tensors(folder, _OPTIMIZER))
         if saved["names"] != list(self.names):
             odd = sorted(set(saved["names"]) ^ set(self.names)) or ["in another order"]
             raise UserError(
@@ -87,14 +88,13 @@ class TrainingState:
 
 def load_values(folder: Path) -> dict[str, Any]:
     """The further values that `TrainingState.save` was given."""
-    values: dict[str, Any] = json.loads((folder / VALUES_FILE).read_text(encoding="utf-8"))["values"]
+    values: dict[str, Any] = _read_values(folder)["values"]
     return values
 
 
 def load_generators(folder: Path) -> None:
     """Put every random generator back to where it was when `folder` was saved."""
-    plain, tensors = _read(folder)
-    states = _attach(plain[_RANDOM], tensors)
+    states = _attach(_read_values(folder)[_RANDOM], _read_tensors(folder, _RANDOM))
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -118,8 +118,15 @@ def generator_states() -> dict[str, Any]:
     return states
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    return json.loads((folder / VALUES_FILE).read_text(encoding="utf-8")), load_file(folder / TENSORS_FILE)
+def _read_values(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / VALUES_FILE).read_text(encoding="utf-8"))
+    return values
+
+
+def _read_tensors(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    """The tensors of one part: those of the optimizer are twice the adapter."""
+    with safe_open(folder / TENSORS_FILE, "pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys() if name.startswith(f"{part}/")}  # noqa: SIM118
 
 
 def _detach(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from aria_finetune.data_formats.record import SCHEMA_VERSION, Media, Record
 from aria_finetune.errors import MediaError, UserError
 from aria_finetune.media.images import ImageLimits, probe_image
 from aria_finetune.media.videos import VideoLimits, probe_video
+from aria_finetune.provenance import hash_file
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
@@ -117,8 +117,7 @@ def _measured(medium: Media, file: Path) -> dict[str, Any]:
 
 def _check_hash(path: Path, shard: Shard) -> None:
     try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hash_file(path)
     except OSError as error:
         raise UserError(f"the data set is damaged: {error}", where=str(path), fix=_CONVERT_AGAIN) from error
     if found != shard.sha256:

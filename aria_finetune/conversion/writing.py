@@ -24,6 +24,7 @@ from aria_finetune.conversion.options import SHOWN_REJECTS, ConversionOptions, C
 from aria_finetune.data_formats import sources
 from aria_finetune.data_formats.record import SCHEMA_VERSION
 from aria_finetune.errors import TooManyRejects, UserError
+from aria_finetune.provenance import hash_file
 from aria_finetune.redaction import redact_values
 from aria_finetune.staging import staged_folder
 
@@ -141,13 +142,8 @@ def _manifest(source: Path, options: ConversionOptions, writer: _DatasetWriter, 
         },
         "shards": [asdict(shard) for shard in writer.shards],
         "options": options.to_dict(),
-        "source": {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)},
+        "source": {"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)},
     }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _line(value: dict[str, Any]) -> bytes:

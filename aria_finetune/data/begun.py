@@ -5,7 +5,6 @@ Knows plans and rejects, not where a run lies.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from aria_finetune.conversion import Reject
 from aria_finetune.data.rows import Loss, RowPlan
 from aria_finetune.data_formats.record import Record, Source
+from aria_finetune.provenance import fingerprint_objects
 
 MEDIA_REASONS = ("media_missing", "media_unsafe_path", "media_unreadable", "media_too_large", "media_too_small",
                  "no_video_stream", "zero_frames")  # fmt: skip
@@ -63,7 +63,7 @@ def fingerprint_row(plan: RowPlan) -> str:
     if plan.lost is not None:
         return plan.lost.sha256
     shown = (plan.record.id, plan.turns, plan.sights, [media.sha256 for media in plan.record.media])
-    return hashlib.sha256(repr(shown).encode("utf-8", "surrogatepass")).hexdigest()
+    return fingerprint_objects([shown])
 
 
 def write_begun_rows(plans: Sequence[RowPlan], path: Path) -> None:

@@ -19,12 +19,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import SFTTrainer
 
 from aria_finetune.adapter.saving import restore_adapter
-from aria_finetune.checkpoint.retention import checkpoint_path, checkpoints, remove, rotate
+from aria_finetune.checkpoint.retention import checkpoint_path, checkpoints, rotate
 from aria_finetune.checkpoint.sealing import BrokenSeal, check_seal, sealed_bytes, sealed_folder
 from aria_finetune.checkpoint.space import explain_full_disk, require_space
 from aria_finetune.checkpoint.state import TrainingState, load_generators, load_values, parameter_names
 from aria_finetune.errors import UserError
 from aria_finetune.interruption import Interruption
+from aria_finetune.staging import remove_folder
 from aria_finetune.trainer.callbacks import Moments
 
 
@@ -103,7 +104,7 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         if self._sealed == folder:
             return folder
         if folder.exists():
-            remove(folder)  # a broken one, passed over when the run was resumed
+            remove_folder(folder)  # a broken one, passed over when the run was resumed
         if planned:
             self._name_best(folder)
         else:
@@ -123,7 +124,7 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
         """Remove broken checkpoints of later steps: rotation would keep them, as the newest, instead of a new one."""
         for folder in self._passed_over:
             if folder != self._sealed and folder.exists():
-                remove(folder)
+                remove_folder(folder)
         self._passed_over = []
 
     def _write(self, folder: Path) -> None:

@@ -11,10 +11,10 @@ from aria_finetune.checkpoint.retention import (
     checkpoints,
     clear_leftovers,
     newest_sealed,
-    remove,
     rotate,
 )
 from aria_finetune.checkpoint.sealing import sealed_folder
+from aria_finetune.staging import remove_folder
 
 
 def seal(run: Path, *steps: int) -> None:
@@ -94,7 +94,7 @@ def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path, monkeypatch: p
     seal(tmp_path, 1, 2)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", lambda *_, **__: None)  # killed right after the rename
-        remove(tmp_path / "checkpoint-1")
+        remove_folder(tmp_path / "checkpoint-1")
     assert names(tmp_path) == ["checkpoint-2"]
     assert len(list(tmp_path.glob(".removed-*"))) == 1
     clear_leftovers(tmp_path)

@@ -62,6 +62,8 @@ def test_a_file_that_can_not_be_read_is_named(sealed: Path, monkeypatch: pytest.
     (sealed / "state.json").symlink_to(sealed / "state.json")
     with pytest.raises(BrokenSeal, match=r"state\.json"):
         check_seal(sealed)
+    (sealed / "state.json").unlink()
+    (sealed / "state.json").write_text('{"step": 3}\n')
 
     def unreadable(path: Path) -> str:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

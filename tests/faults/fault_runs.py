@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from run_values import steady_metrics
 from safetensors.torch import load_file
 
 from aria_finetune.checkpoint.retention import checkpoint_path
@@ -34,18 +34,13 @@ train:
   eval_steps: 6
 output: {{dir: {output}}}
 """
-VOLATILE = ("second", "runtime", "memory")
 
 
 def result(run: Path) -> dict[str, Any]:
     """What must be equal in two runs of one recipe: the bytes of the adapter and every logged number but for times."""
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         "adapter": hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(),
-        "metrics": [
-            {name: value for name, value in entry.items() if not any(word in name for word in VOLATILE)}
-            for entry in metrics
-        ],
+        "metrics": steady_metrics(run),
     }
 
 

@@ -15,6 +15,7 @@ import pytest
 from fault_runs import learnt, result
 from forking import Ended, Forkery
 from media_files import CLIP_WAYS, IMAGE_WAYS, UNPLANNED_CLIP_WAYS, UNPLANNED_IMAGE_WAYS, make_data, media_of
+from run_values import metrics
 from witness import count_updates, rows_by_step, seconds
 
 from aria_finetune.checkpoint.retention import checkpoint_path, newest_sealed
@@ -152,11 +153,6 @@ class Broken:
         """What `run.json` says."""
         described: dict[str, Any] = json.loads((self.run / "run.json").read_text())
         return described
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """All that was logged."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def place(row: str) -> str:

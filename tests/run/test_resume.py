@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import PeftModel
 from rich.console import Console
+from run_values import steady_metrics
 from safetensors.torch import load_file
 
 from aria_finetune.checkpoint.retention import checkpoints, newest_sealed
@@ -23,7 +24,6 @@ from aria_finetune.errors import UserError
 from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.material import load_base, prepare
 from aria_finetune.recipe import Recipe, load_recipe
-from aria_finetune.run_folder import open_run_folder
 from aria_finetune.trainer import AriaTrainer
 from aria_finetune.training import train
 
@@ -51,7 +51,6 @@ train:
   save_total_limit: 9
 output: {{dir: {output}}}
 """
-VOLATILE = ("second", "runtime", "memory")
 
 
 @pytest.fixture
@@ -95,13 +94,8 @@ def go_on(recipe: Recipe) -> tuple[Path, str]:
     return train(recipe, Console(file=said, width=200), resume=True), said.getvalue()
 
 
-def numbers(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{n: v for n, v in line.items() if not any(word in n for word in VOLATILE)} for line in lines]
-
-
 def assert_equal_runs(one: Path, other: Path) -> None:
-    assert numbers(one) == numbers(other)
+    assert steady_metrics(one) == steady_metrics(other)
     assert (one / "adapter/adapter_model.safetensors").read_bytes() == (
         other / "adapter/adapter_model.safetensors"
     ).read_bytes()
@@ -144,7 +138,7 @@ def test_a_run_stopped_twice_with_workers_goes_on_bit_for_bit(
     stop_at(monkeypatch, recipe, 4, resume=True)
     assert newest_sealed(recipe.output_dir)[0] == recipe.output_dir / "checkpoint-6"
     run, _ = go_on(recipe)
-    assert numbers(run) == numbers(whole)
+    assert steady_metrics(run) == steady_metrics(whole)
     assert (run / "adapter/adapter_model.safetensors").read_bytes() == (
         whole / "adapter/adapter_model.safetensors"
     ).read_bytes()
@@ -165,7 +159,7 @@ def test_the_best_checkpoint_and_the_patience_are_remembered(
     for _ in range(report["steps"] - 1):
         stop_at(monkeypatch, recipe, 1, resume=True)
     run, _ = go_on(recipe)
-    assert numbers(run) == numbers(undisturbed)
+    assert steady_metrics(run) == steady_metrics(undisturbed)
     again = json.loads((run / "run.json").read_text())
     assert Path(again["best_checkpoint"]).name == Path(report["best_checkpoint"]).name
     best = Path(again["best_checkpoint"])
@@ -307,14 +301,14 @@ def test_keys_that_change_no_update_may_differ(recipe_of: Callable[..., Recipe],
     )
     assert "train.per_device_train_batch_size was 1 and is 2; the last digits may differ" in said
     assert list(checkpoints(run)) == [9]
-    assert [line["step"] for line in numbers(run) if "loss" in line] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert [line["step"] for line in steady_metrics(run) if "loss" in line] == [2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_a_batch_cut_up_otherwise_gives_the_same_updates(
     recipe_of: Callable[..., Recipe], stopped: Path, whole: Path
 ) -> None:
     run, _ = go_on(recipe_of("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1"))
-    losses = [[line["loss"] for line in numbers(path) if "loss" in line] for path in (run, whole)]
+    losses = [[line["loss"] for line in steady_metrics(path) if "loss" in line] for path in (run, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # bf16
 
 
@@ -441,21 +435,6 @@ def test_what_a_killed_preparation_left_does_not_stand_in_the_way(
     (recipe.output_dir / "base").mkdir()
     run = train(recipe, Console(file=io.StringIO()))
     assert_equal_runs(run, whole)
-
-
-@pytest.mark.parametrize("killed", ["while preparing", "after moving the old run", "after training began"])
-def test_a_run_being_replaced_is_there_again_unless_the_new_one_began(tmp_path: Path, killed: str) -> None:
-    run, old = tmp_path / "run", tmp_path / ".run.replaced"
-    old.mkdir()
-    (old / "run.json").write_text('{"status": "finished", "which": "old"}')
-    if killed != "after moving the old run":
-        run.mkdir()
-        status = "preparing" if killed == "while preparing" else "running"
-        (run / "run.json").write_text(json.dumps({"status": status, "which": "new"}))
-    with pytest.raises(UserError, match="not empty"), open_run_folder(run, overwrite=False):
-        pass
-    assert json.loads((run / "run.json").read_text())["which"] == ("new" if "began" in killed else "old")
-    assert not old.exists()
 
 
 def test_preparing_anew_gives_the_same_rows(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
