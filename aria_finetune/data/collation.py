@@ -18,6 +18,7 @@ from aria_finetune.data.chat import IGNORED, ChatTokenizer, Encoding, LossOn
 from aria_finetune.data.decoding import Decoder
 from aria_finetune.data.rows import LARGE, SMALL, RowPlan, Sight
 from aria_finetune.data.tiles import Tile
+from aria_finetune.data_formats.record import Media
 from aria_finetune.errors import MediaError, UserError
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.media.videos import VideoLimits
@@ -47,7 +48,8 @@ class BadRow:
     def refusal(self) -> UserError:
         """The same as an error that ends the run."""
         if self.reason == _CHANGED:
-            message, remedy = f"{self.media} is {self.detail}", "start again, so that the data is read anew"
+            message = f"{self.media} is {self.detail}"
+            remedy = "restore the file, or convert the data again, or start again where it was not converted"
         else:
             message = f"{self.media}: {self.reason}: {self.detail}"
             remedy = "restore the file, or convert the data again with --verify decode to find every such row"
@@ -157,26 +159,27 @@ class Collator:
             return BadRow(row, plan.record.id, where, plan.lost.media, plan.lost.reason, plan.lost.detail)
         tiles: dict[tuple[int, float | None], list[Tile]] = {}
         for sights in _by_medium(plan.sights):
-            path = plan.record.media[sights[0].media].path or ""
+            media = plan.record.media[sights[0].media]
             try:
-                tiles |= self._images(plan, sights) if sights[0].time is None else self._frames(path, sights)
+                tiles |= self._image(media, sights) if sights[0].time is None else self._frames(media, sights)
             except MediaError as error:
-                return BadRow(row, plan.record.id, where, path, error.reason, error.detail)
+                return BadRow(row, plan.record.id, where, media.path or "", error.reason, error.detail)
         shown = [tile for sight in plan.sights for tile in tiles[sight.media, sight.time]]
         return [_blanked(tile) for tile in shown] if self.blank_images else shown
 
-    def _images(self, plan: RowPlan, sights: Sequence[Sight]) -> dict[tuple[int, float | None], list[Tile]]:
+    def _image(self, media: Media, sights: Sequence[Sight]) -> dict[tuple[int, float | None], list[Tile]]:
         """Tiles of one still image, however often the row shows it."""
-        sight, media = sights[0], plan.record.media[sights[0].media]
-        image = self.decoder.image(Path(media.path or ""), sight.tile, self.image_limits, split=self.split_images)
+        sight, path = sights[0], Path(media.path or "")
+        image = self.decoder.image(path, sight.tile, self.image_limits, split=self.split_images, sha256=media.sha256)
         if image.size != (media.width, media.height) or len(image.tiles) != sight.tiles:
             raise MediaError(_CHANGED, "no longer the picture that the row was planned with")
         return {(sight.media, None): image.tiles}
 
-    def _frames(self, path: str, sights: Sequence[Sight]) -> dict[tuple[int, float | None], list[Tile]]:
+    def _frames(self, media: Media, sights: Sequence[Sight]) -> dict[tuple[int, float | None], list[Tile]]:
         """Tiles of all frames of one video, which is decoded once."""
         times = sorted({sight.time for sight in sights if sight.time is not None})
-        frames = self.decoder.frames(Path(path), times, sights[0].tile, self.video_limits)
+        path = Path(media.path or "")
+        frames = self.decoder.frames(path, times, sights[0].tile, self.video_limits, sha256=media.sha256)
         return {(sights[0].media, time): [frame] for time, frame in zip(times, frames, strict=True)}
 
 

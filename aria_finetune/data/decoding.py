@@ -61,7 +61,7 @@ class Decoder:
     def __getstate__(self) -> dict[str, float]:
         return {"seconds": self.seconds}
 
-    def image(self, path: Path, tile: int, limits: ImageLimits, *, split: bool) -> DecodedImage:
+    def image(self, path: Path, tile: int, limits: ImageLimits, *, split: bool, sha256: str = "") -> DecodedImage:
         """Open an image and make its tiles, as `open_image` and `make_tiles` do.
 
         Args:
@@ -69,24 +69,30 @@ class Decoder:
             tile: side of a tile in pixels.
             limits: what is accepted.
             split: overview and crops.
+            sha256: of the bytes that the file is to have, as hexadecimal digits; empty where it is not known. Files
+                above `decoding_process.HASHED_BYTES` are not compared with it.
 
         Raises:
-            MediaError: as `open_image`; `media_unsafe_path` when there is a link in the path; `media_unreadable`
-                when decoding took too long or crashed.
+            MediaError: as `open_image`; `media_unsafe_path` when there is a link in the path; `media_changed` when
+                the file has other bytes; `media_unreadable` when decoding took too long or crashed.
             UserError: the decoding process can't be started.
         """
-        reply = self._ask({"path": str(path), "tile": tile, "split": split, "limits": asdict(limits)})
+        wanted = {"path": str(path), "sha256": sha256, "limits": asdict(limits)}
+        reply = self._ask({**wanted, "tile": tile, "split": split})
         width, height = reply.header["size"]
         return DecodedImage((width, height), reply.tiles)
 
-    def frames(self, path: Path, times: Sequence[float], tile: int, limits: VideoLimits) -> list[Tile]:
+    def frames(
+        self, path: Path, times: Sequence[float], tile: int, limits: VideoLimits, *, sha256: str = ""
+    ) -> list[Tile]:
         """Fit the frames of a video at `times` (seconds) into a tile each, as `read_frames` and `fit_tile` do.
 
         Raises:
             MediaError: as `read_frames`, and as `image`.
             UserError: the decoding process can't be started.
         """
-        return self._ask({"path": str(path), "tile": tile, "times": list(times), "limits": asdict(limits)}).tiles
+        wanted = {"path": str(path), "sha256": sha256, "limits": asdict(limits)}
+        return self._ask({**wanted, "tile": tile, "times": list(times)}).tiles
 
     def close(self) -> None:
         """End the process; the next medium starts another."""

@@ -2,7 +2,7 @@
 
 Started by `aria_finetune.data.decoding` and by nobody else. It reads one request at a time, a JSON object, and
 answers with a JSON object and the pixels of each tile. Knows neither rows nor torch, keeps nothing from one medium
-to the next, and ends when the other side is gone. A deadline is the kernel's: SIGALRM ends the process
+to the next but hashes of files, and ends when the other side is gone. A deadline is the kernel's: SIGALRM ends the process
 wherever it is, in C code too, and also when nobody is left to kill it.
 """
 
@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,14 @@ from aria_finetune.data.tiles import Tile, fit_tile, make_tiles
 from aria_finetune.errors import MediaError
 from aria_finetune.media.images import ImageLimits, open_image
 from aria_finetune.media.videos import VideoLimits, read_frames
+from aria_finetune.provenance import hash_file
 from aria_finetune.redaction import redact_streams
 
 READY = b"ready"
+HASHED_BYTES = 64 * 2**20
+"""Files above are not compared with their hash: of a long film a few frames are read, and all of it would have to be."""
+
+REMEMBERED_HASHES = 65_536
 
 Answer = tuple[dict[str, Any], list[Tile]]
 
@@ -44,8 +50,8 @@ def main() -> None:
 def serve(connection: Connection) -> None:
     """Answer requests until the other side is gone.
 
-    A request has `seconds`, `path` (real and absolute), `limits` (the fields of `ImageLimits` or `VideoLimits`) and
-    `tile`; for an image also `split`, for a video `times`. The answer is `{"error": [reason, detail]}` or
+    A request has `seconds`, `path` (real and absolute), `sha256` (of the file's bytes; may be empty), `limits` (the
+    fields of `ImageLimits` or `VideoLimits`) and `tile`; for an image also `split`, for a video `times`. The answer is `{"error": [reason, detail]}` or
     `{"size": [width, height], "tiles": [[side, height, width], ...]}` (`size` is the image's, null for a video),
     and then one message of 3 * side * side bytes for each tile.
 
@@ -91,6 +97,7 @@ def _decode(request: Mapping[str, Any]) -> Answer:
     else:
         image = open_image(path, ImageLimits(**request["limits"]))
         size, tiles = image.size, make_tiles(image, request["tile"], split=request["split"])
+    _require_bytes(path, request["sha256"])
     return {"size": size, "tiles": [(tile.pixels.shape[-1], tile.height, tile.width) for tile in tiles]}, tiles
 
 
@@ -99,6 +106,25 @@ def _unlinked(path: str) -> Path:
     if os.path.realpath(path) != path:
         raise MediaError("media_unsafe_path", "a link has come into its path since the row was planned")
     return Path(path)
+
+
+def _require_bytes(path: Path, sha256: str) -> None:
+    """Compare a file with the hash it is to have; after decoding, which knows better what is wrong with a broken one."""
+    if not sha256:
+        return
+    try:
+        status = path.stat()
+        if status.st_size > HASHED_BYTES or _hash(path, status.st_ino, status.st_size, status.st_mtime_ns) == sha256:
+            return
+    except OSError as error:
+        raise MediaError("media_unreadable", f"{path.name} can't be read: {error.strerror}") from error
+    raise MediaError("media_changed", "no longer the file that was converted")
+
+
+@lru_cache(REMEMBERED_HASHES)
+def _hash(path: Path, _inode: int, _size: int, _modified: int) -> str:
+    """A clip shown in many rows, or epoch after epoch, is read whole once."""
+    return hash_file(path)
 
 
 if __name__ == "__main__":

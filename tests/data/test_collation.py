@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -250,6 +251,16 @@ class TestChangedFiles:
     def test_an_image_of_another_size(self, made, make_image):
         make_image("a.png", (20, 30))
         assert "no longer the picture" in self.refusal(made, 1).message
+
+    def test_another_image_of_the_same_size_in_a_converted_set(self, collator, make_image, tmp_path: Path):
+        medium = make_image("b.png", (30, 20), RED)
+        known = hashlib.sha256((tmp_path / "b.png").read_bytes()).hexdigest()
+        made = collator([(["text"], []), ([0, "?"], [replace(medium, sha256=known)])])
+        assert colours(batch_of(made, 0, 1)) == [RED]
+        make_image("b.png", (30, 20), GREEN)
+        error = self.refusal(made, 1)
+        assert f"{tmp_path / 'b.png'} is no longer the file that was converted" in error.message
+        assert "convert the data again" in error.fix
 
     def test_a_clip_that_is_shorter_now(self, made, make_video):
         make_video("a.mp4", 3)

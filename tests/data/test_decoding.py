@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aria_finetune.data import decoding_process
 from aria_finetune.data.decoding import SERVER, Decoder
 from aria_finetune.data.tiles import Tile, fit_tile, make_tiles
 from aria_finetune.errors import MediaError, UserError
@@ -217,6 +219,50 @@ class TestErrors:
         assert show(hostile, picture(tmp_path / "b.png", (42, 42)))
 
 
+class TestHashes:
+    def test_a_picture_replaced_by_another_of_its_size(self, decoder, tmp_path):
+        path = picture(tmp_path / "a.png")
+        known = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert decoder.image(path, 490, IMAGES, split=False, sha256=known).size == (40, 30)
+        Image.new("RGB", (40, 30), "tomato").save(path)
+        for _ in range(2):
+            with pytest.raises(MediaError, match="media_changed: no longer the file that was converted"):
+                decoder.image(path, 490, IMAGES, split=False, sha256=known)
+        picture(path)
+        assert decoder.image(path, 490, IMAGES, split=False, sha256=known).size == (40, 30)
+
+    def test_a_clip_replaced_by_another_with_the_same_frames(self, decoder, tmp_path):
+        clip = tmp_path / "clip.mp4"
+        shutil.copy(BUNDLED / "ball.mp4", clip)
+        known = hashlib.sha256(clip.read_bytes()).hexdigest()
+        assert len(decoder.frames(clip, [0.0], 490, VIDEOS, sha256=known)) == 1
+        with clip.open("ab") as stream:
+            stream.write(b"\0\0\0\x08free")
+        with pytest.raises(MediaError, match="media_changed"):
+            decoder.frames(clip, [0.0], 490, VIDEOS, sha256=known)
+        assert len(decoder.frames(clip, [0.0], 490, VIDEOS)) == 1, "it still decodes"
+
+    def test_a_broken_file_is_told_as_broken(self, decoder, tmp_path):
+        (tmp_path / "a.png").write_bytes(b"damaged")
+        with pytest.raises(MediaError, match="media_unreadable"):
+            decoder.image(tmp_path / "a.png", 490, IMAGES, split=False, sha256="0" * 64)
+
+    def test_a_file_is_read_again_only_after_a_change_and_a_large_one_never(self, tmp_path, monkeypatch):
+        read: list[Path] = []
+        monkeypatch.setattr(decoding_process, "hash_file", lambda path: read.append(path) or "right")
+        path = picture(tmp_path / "a.png")
+        for _ in range(3):
+            decoding_process._require_bytes(path, "right")
+        assert read == [path]
+        os.utime(path, (1, 1))
+        with pytest.raises(MediaError, match="media_changed"):
+            decoding_process._require_bytes(path, "another")
+        assert read == [path, path]
+        monkeypatch.setattr(decoding_process, "HASHED_BYTES", path.stat().st_size - 1)
+        decoding_process._require_bytes(path, "another")
+        assert read == [path, path]
+
+
 class TestHangs:
     @pytest.mark.parametrize("word", ["sleep", "spin", "stubborn"])
     def test_a_picture_is_given_up_at_the_deadline(self, hostile, tmp_path, word, monkeypatch):
@@ -379,6 +425,7 @@ class TestProcess:
 OWNER = """
 import os, sys, time
 from pathlib import Path
+from aria_finetune.data import decoding_process
 from aria_finetune.data.decoding import Decoder
 from aria_finetune.media.images import ImageLimits
 
