@@ -147,6 +147,8 @@ _ANY_FILE = (
 )  # fmt: skip
 IMAGE_WAYS = (*_ANY_FILE, "turned", "bomb", "another kind")
 CLIP_WAYS = ("frames lost", *_ANY_FILE)
-UNPLANNED_IMAGE_WAYS = tuple(way for way in IMAGE_WAYS if not way.startswith("link"))
-UNPLANNED_CLIP_WAYS = tuple(way for way in CLIP_WAYS if not way.startswith("link"))
+RESUMABLE_IMAGE_WAYS = tuple(way for way in IMAGE_WAYS if not way.startswith("link"))
+RESUMABLE_CLIP_WAYS = tuple(way for way in CLIP_WAYS if not way.startswith("link"))
 """Those with which a run can go on: a link in a data set is followed when it is read again, or the set is refused."""
+UNPLANNED_CLIP_WAYS = ("frames lost",)
+"""Those that planning does not meet either, which opens every clip and no picture of a converted set."""

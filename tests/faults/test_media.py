@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -14,7 +15,16 @@ from typing import Any
 import pytest
 from fault_runs import learnt, result
 from forking import Ended, Forkery
-from media_files import CLIP_WAYS, IMAGE_WAYS, UNPLANNED_CLIP_WAYS, UNPLANNED_IMAGE_WAYS, make_data, media_of
+from media_files import (
+    CLIP_WAYS,
+    IMAGE_WAYS,
+    RESUMABLE_CLIP_WAYS,
+    RESUMABLE_IMAGE_WAYS,
+    UNPLANNED_CLIP_WAYS,
+    break_file,
+    make_data,
+    media_of,
+)
 from run_values import metrics
 from witness import count_updates, rows_by_step, seconds
 
@@ -124,9 +134,10 @@ class Broken:
         self._setting = setting
         self._recipe = write(folder, folder / "data", setting.sizes.steps)
 
-    def breaking(self, *, unplanned: bool = False) -> list[tuple[str, str]]:
-        """In which way each file breaks; the ways take turns, all of them or those that no planning meets."""
-        images, clips = (UNPLANNED_IMAGE_WAYS, UNPLANNED_CLIP_WAYS) if unplanned else (IMAGE_WAYS, CLIP_WAYS)
+    def breaking(
+        self, images: Sequence[str] = RESUMABLE_IMAGE_WAYS, clips: Sequence[str] = RESUMABLE_CLIP_WAYS
+    ) -> list[tuple[str, str]]:
+        """In which way each file breaks; the ways take turns."""
         turns = {False: cycle(images), True: cycle(clips)}
         return [(next(turns[self.media[row].suffix == ".mp4"]), str(self.media[row])) for row in self.rows]
 
@@ -163,7 +174,7 @@ def place(row: str) -> str:
 def test_the_policy_fail_names_row_and_file_and_loses_nothing(setting: Setting, tmp_path: Path, soak: bool) -> None:
     images, clips = (setting.sizes.bad_images, setting.sizes.bad_clips) if soak else (1, 1)
     broken, start = Broken(setting, tmp_path, images=images, clips=clips), 0
-    ended = broken.train(at="accumulation", count=STRUCK, **{"break": broken.breaking(unplanned=True)})
+    ended = broken.train(at="accumulation", count=STRUCK, **{"break": broken.breaking(clips=UNPLANNED_CLIP_WAYS)})
     for row in broken.rows:
         step = next(step for step, rows in setting.planned.items() if row in rows)
         assert ended.code == 2, ended.said
@@ -181,13 +192,32 @@ def test_the_policy_fail_names_row_and_file_and_loses_nothing(setting: Setting, 
     assert result(broken.run) == result(setting.run)
 
 
+def test_under_the_policy_fail_a_clip_lost_between_two_sessions_is_named_before_training_goes_on(
+    setting: Setting, tmp_path: Path
+) -> None:
+    broken = Broken(setting, tmp_path, images=0, clips=1)
+    term = {"at": "accumulation", "count": STRUCK, "signals": [signal.SIGTERM]}
+    assert broken.train(**term).code == 128 + signal.SIGTERM
+    (row,) = broken.rows
+    break_file(broken.media[row], "emptied")
+    ended = broken.train("--resume")
+    assert ended.code == 3, ended.said
+    assert f"{place(row)}: media_unreadable" in ended.said
+    assert broken.described()["status"] == "stopped"
+    broken.restore(row)
+    ended = broken.train("--resume")
+    assert ended.code == 0, ended.said
+    assert result(broken.run) == result(setting.run)
+
+
 def test_the_policy_skip_leaves_out_these_rows_and_no_other(setting: Setting, tmp_path: Path) -> None:
     sizes, every_step = setting.sizes, ("train.save_steps=1", "train.save_total_limit=null")
     runs = {}
     for name in ("one process", "two workers", "stopped"):
         (tmp_path / name).mkdir()
         runs[name] = broken = Broken(setting, tmp_path / name, images=sizes.bad_images, clips=sizes.bad_clips)
-        files = [*broken.breaking(unplanned=name == "stopped"), ("emptied", str(broken.evaluation))]
+        ways = () if name == "stopped" else (IMAGE_WAYS, CLIP_WAYS)
+        files = [*broken.breaking(*ways), ("emptied", str(broken.evaluation))]
         breaking = {"at": "accumulation", "count": STRUCK, "break": files}
         skip, workers = "data.on_bad_media=skip", f"train.dataloader_num_workers={2 * (name == 'two workers')}"
         if name == "stopped":
