@@ -42,7 +42,9 @@ class MediaReference:
     """A medium as the source names it: a path, a URL or a data URI in `reference`.
 
     `start` and `end` are seconds of a clip, `num_frames` how many frames the source asks for, `page` the
-    page of a document, counted from 1.
+    page of a document, counted from 1. `content` are the bytes of a medium that lies in the source itself, and
+    `reference` is then only its name. `alternatives` are tried in order where there is no file `reference`, for
+    sources that leave out a folder or the ending of a name.
     """
 
     kind: PartType
@@ -51,11 +53,16 @@ class MediaReference:
     end: float | None = None
     num_frames: int | None = None
     page: int | None = None
+    content: bytes | None = None
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a converter makes of one candidate of a source record."""
+    """What a converter makes of one candidate of a source record.
+
+    A `document` is no conversation but a text to go on with: it has a single message, of the assistant.
+    """
 
     messages: tuple[Message, ...]
     media: tuple[MediaReference, ...] = ()
@@ -63,6 +70,7 @@ class Draft:
     tools: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()
+    document: bool = False
 
 
 @dataclass(frozen=True, slots=True)

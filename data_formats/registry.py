@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from aria_finetune.data_formats import aria, llava, messages
+from aria_finetune.data_formats.chat import aria, llava, messages
 from aria_finetune.data_formats.errors import FormatError
 from aria_finetune.data_formats.format import Format
 
@@ -38,8 +38,8 @@ def get(name: str, formats: Sequence[Format] = FORMATS) -> Format:
 def detect(records: Sequence[object], formats: Sequence[Format] = FORMATS) -> Format:
     """The one format that fits all of the first `DETECTION_RECORDS` records.
 
-    Of two that fit, one that is `narrower_than` the other wins if any record has its marks, and gives way if none
-    has. Two that remain are never chosen between.
+    Of two that fit, one that is `narrower_than` the other wins if any record has its marks (or it needs none), and
+    gives way if none has. Two that remain are never chosen between.
 
     Raises:
         FormatError: no record, no format that fits, records of different formats, or two formats that fit.
@@ -66,7 +66,8 @@ def _without_neighbours(fitting: Sequence[Format], head: Sequence[object]) -> li
     for known in fitting:
         wider = names.intersection(known.narrower_than)
         if wider:
-            out |= wider if any(known.marks(record) for record in head) else {known.name}
+            marked = known.marks is None or any(known.marks(record) for record in head)
+            out |= wider if marked else {known.name}
     return [known for known in fitting if known.name not in out]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from aria_finetune.data_formats import fields
+from aria_finetune.data_formats.building import fields
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Draft, Message
 
@@ -20,7 +20,7 @@ def checked(draft: Draft, *, evaluation: bool = False) -> Draft:
     """The draft if it can be trained on, with what was noticed added to its repairs.
 
     A system turn may only come first, a user turn comes next, and an answer comes last; turns of the same role may
-    follow each other. With `evaluation` the last answer may be missing, and an empty one is removed
+    follow each other; a document has none of these. With `evaluation` the last answer may be missing, and an empty one is removed
     (`empty_answer_removed`). Control tokens are kept and noticed (`control_token_in_text`).
 
     Raises:
@@ -28,7 +28,8 @@ def checked(draft: Draft, *, evaluation: bool = False) -> Draft:
     """
     if evaluation and draft.messages and _is_empty_answer(draft.messages[-1]):
         draft = replace(draft, messages=draft.messages[:-1], repairs=(*draft.repairs, "empty_answer_removed"))
-    _check_roles(draft.messages, evaluation=evaluation)
+    if not draft.document:
+        _check_roles(draft.messages, evaluation=evaluation)
     _check_answers(draft.messages)
     _check_characters(draft)
     if any(token in text for text in _texts(draft.messages) for token in CONTROL_TOKENS):

@@ -194,7 +194,7 @@ class TestOutput:
     def test_several_candidates_of_one_record(self, tmp_path, monkeypatch):
         chat = registry.get("llava")
 
-        def questions(record):
+        def questions(record, context):
             for question in record["questions"]:
                 if question is None:
                     yield RecordError("empty_answer", "none")

@@ -16,11 +16,13 @@ from aria_finetune import __version__
 from aria_finetune.conversion.media_check import CheckedMedia, MediaChecker
 from aria_finetune.conversion.media_store import InPlaceStore, MediaStore
 from aria_finetune.conversion.options import ConversionOptions, Reject
-from aria_finetune.data_formats import fields, registry, rules, sources
+from aria_finetune.data_formats import registry, rules
+from aria_finetune.data_formats.building import fields
 from aria_finetune.data_formats.errors import FormatError, RecordError
-from aria_finetune.data_formats.format import Candidate, Format
+from aria_finetune.data_formats.format import PLAIN, Candidate, Format
+from aria_finetune.data_formats.reading import sources
+from aria_finetune.data_formats.reading.sources import SourceItem
 from aria_finetune.data_formats.record import Media, MediaReference, Record, Source
-from aria_finetune.data_formats.sources import SourceItem
 from aria_finetune.errors import MediaError, UserError
 
 _SHOWN_ORIGIN = 120
@@ -157,7 +159,7 @@ def _candidates(form: Format, record: object | RecordError) -> list[Candidate]:
         return [record]
     candidates: list[Candidate] = []
     try:
-        candidates.extend(form.convert(record))
+        candidates.extend(form.convert(record, PLAIN))
     except RecordError as error:
         candidates.append(error)
     return candidates or [RecordError("bad_schema", "the record holds no conversation")]

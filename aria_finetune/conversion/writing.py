@@ -21,7 +21,7 @@ from aria_finetune.conversion.dataset import MANIFEST, REJECTS, REPORT, Shard, i
 from aria_finetune.conversion.engine import Accepted, Outcome, outcomes_of, problems_told
 from aria_finetune.conversion.media_store import CopyingStore
 from aria_finetune.conversion.options import SHOWN_REJECTS, ConversionOptions, ConversionReport, Reject
-from aria_finetune.data_formats import sources
+from aria_finetune.data_formats.reading import sources
 from aria_finetune.data_formats.record import SCHEMA_VERSION
 from aria_finetune.errors import TooManyRejects, UserError
 from aria_finetune.provenance import hash_file

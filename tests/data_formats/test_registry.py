@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aria_finetune.data_formats import registry
 from aria_finetune.data_formats.errors import FormatError, RecordError
-from aria_finetune.data_formats.format import Candidate, Format
+from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import Draft, Message, Part
 from aria_finetune.data_formats.rules import checked
 
@@ -56,7 +56,7 @@ def test_the_format_that_all_records_agree_on(records, name):
 
 
 def test_text_only_aria_records_mean_the_same_in_both_formats():
-    drafts = [list(registry.get(name).convert(TEXT_ARIA)) for name in ("aria", "messages")]
+    drafts = [list(registry.get(name).convert(TEXT_ARIA, PLAIN)) for name in ("aria", "messages")]
     assert drafts[0] == drafts[1]
 
 
@@ -109,7 +109,7 @@ def test_names_are_unique_and_wider_formats_exist():
 @pytest.mark.parametrize("known", registry.FORMATS, ids=lambda known: known.name)
 def test_the_example_of_a_format_is_of_that_format_and_sound(known):
     assert registry.detect([known.example]) is known
-    assert [checked(draft) for draft in known.convert(known.example)]
+    assert [checked(draft) for draft in known.convert(known.example, PLAIN)]
     assert known.title
     assert known.schema
     assert known.traps
@@ -145,7 +145,7 @@ def test_a_converter_raises_nothing_but_record_errors(known, record):
     known.matches(record)
     known.marks(record)
     try:
-        candidates = list(known.convert(record))
+        candidates = list(known.convert(record, PLAIN))
     except RecordError:
         return
     assert candidates
@@ -166,10 +166,10 @@ def _parts(messages: tuple[Message, ...]) -> Iterator[Part]:
 def test_a_converter_may_yield_a_bad_candidate_among_good_ones():
     good = Draft((Message("user", (Part("text", "a"),)),))
 
-    def convert(record: object) -> Iterator[Candidate]:
+    def convert(record: object, context: Context) -> Iterator[Candidate]:
         yield good
         yield RecordError("empty_answer", "the second question has none")
         yield good
 
     form = Format("several", "", "", {}, (), frozenset(), lambda _: True, convert)
-    assert [type(candidate) for candidate in form.convert({})] == [Draft, RecordError, Draft]
+    assert [type(candidate) for candidate in form.convert({}, PLAIN)] == [Draft, RecordError, Draft]

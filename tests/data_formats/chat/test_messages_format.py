@@ -2,8 +2,8 @@
 
 import pytest
 
+from aria_finetune.data_formats.chat.messages import FORMAT
 from aria_finetune.data_formats.errors import RecordError
-from aria_finetune.data_formats.messages import FORMAT
 from aria_finetune.data_formats.record import Draft, MediaReference, Message, Part
 from aria_finetune.data_formats.rules import checked
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aria_finetune.data_formats import fields
+from aria_finetune.data_formats.building import fields
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import MediaReference, PartType
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from aria_finetune.data_formats import fields, strict_json
+from aria_finetune.data_formats.building import fields, strict_json
+from aria_finetune.data_formats.building.turns import Turn
 from aria_finetune.data_formats.errors import RecordError
-from aria_finetune.data_formats.turns import Turn
 
 SYSTEM_KEYS = ("system", "system_prompt")
 TRAIN_KEYS = ("weight", "loss", "train")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from aria_finetune.data_formats.errors import FormatError, RecordError
-from aria_finetune.data_formats.sources import locate, read_source
+from aria_finetune.data_formats.reading.sources import locate, read_source
 
 RECORDS = [{"a": 1, "t": "grün 你好 \u2028"}, {"a": 2}, {"a": 3}]
 LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from aria_finetune.data_formats.chat.llava import FORMAT
 from aria_finetune.data_formats.errors import RecordError
-from aria_finetune.data_formats.llava import FORMAT
 from aria_finetune.data_formats.record import Draft, MediaReference, Message, Part
 from aria_finetune.data_formats.rules import CONTROL_TOKENS, checked
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from aria_finetune.data_formats.building.turns import Piece, Slot, Turn
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import MediaReference, PartType
-from aria_finetune.data_formats.turns import Piece, Slot, Turn
 
 _PLACEHOLDER = re.compile(r"(<image>|<video>)")
 _KIND_OF_PLACEHOLDER: dict[str, PartType] = {"<image>": "image", "<video>": "video"}

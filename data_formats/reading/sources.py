@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from aria_finetune.data_formats import strict_json
+from aria_finetune.data_formats.building import strict_json
 from aria_finetune.data_formats.errors import FormatError, RecordError
 
 # UTF-32 little endian begins with the mark of UTF-16, so it is tried first.

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aria_finetune.data_formats import chat_fields, fields, media_fields, placeholders
-from aria_finetune.data_formats.format import Format
+from aria_finetune.data_formats.building import chat_fields, fields, media_fields, placeholders
+from aria_finetune.data_formats.building.turns import Turn, draft, role
+from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft
-from aria_finetune.data_formats.turns import Turn, draft, role
 
 _KNOWN_KEYS = frozenset({"conversations", "tools", *chat_fields.SYSTEM_KEYS, *media_fields.MEDIA_KEYS})
 _TURN_KEYS = ("from", "value", *chat_fields.TRAIN_KEYS)
@@ -26,7 +26,7 @@ def matches(record: object) -> bool:
     return not isinstance(turns, list) or all("from" in turn for turn in turns if isinstance(turn, dict))
 
 
-def convert(record: object) -> Iterator[Draft]:
+def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noqa: ARG001
     """The one conversation of a record.
 
     Raises:

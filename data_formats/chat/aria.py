@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from aria_finetune.data_formats import fields, media_fields, placeholders
+from aria_finetune.data_formats.building import fields, media_fields, placeholders
+from aria_finetune.data_formats.building.turns import Piece, Slot, Turn, draft, role
 from aria_finetune.data_formats.errors import RecordError
-from aria_finetune.data_formats.format import Format
+from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference, Role
-from aria_finetune.data_formats.turns import Piece, Slot, Turn, draft, role
 
 _PART_KEYS = {"type", "text"}
 _KNOWN_KEYS = ("messages", "images", "video")
@@ -38,7 +38,7 @@ def marks(record: object) -> bool:
     return isinstance(record.get("video"), dict) or any(part.get("type") == "image" for part in parts)
 
 
-def convert(record: object) -> Iterator[Draft]:
+def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noqa: ARG001
     """The one conversation of a record.
 
     Raises:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from aria_finetune.data_formats import fields, media_fields
+from aria_finetune.data_formats.building import fields, media_fields
+from aria_finetune.data_formats.building.turns import Piece, Slot
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import MediaReference, PartType
-from aria_finetune.data_formats.turns import Piece, Slot
 
 _KIND_OF_TYPE: dict[str, PartType] = {
     "image": "image",

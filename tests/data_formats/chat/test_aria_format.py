@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from aria_finetune.data_formats.aria import FORMAT
+from aria_finetune.data_formats.chat.aria import FORMAT
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Draft, MediaReference, Message, Part
 from aria_finetune.data_formats.rules import checked

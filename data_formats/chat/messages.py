@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aria_finetune.data_formats import chat_fields, fields, media_fields, message_parts, placeholders
+from aria_finetune.data_formats.building import chat_fields, fields, media_fields, message_parts, placeholders
+from aria_finetune.data_formats.building.turns import Piece, Slot, Turn, draft, role
 from aria_finetune.data_formats.errors import RecordError
-from aria_finetune.data_formats.format import Format
+from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference, Role
-from aria_finetune.data_formats.turns import Piece, Slot, Turn, draft, role
 
 _CONVERSATION_KEYS = ("messages", "conversation", "conversations")
 _COLUMN_KEYS = (*media_fields.IMAGE_KEYS, *media_fields.VIDEO_KEYS)
@@ -38,7 +38,7 @@ def _say_role(turns: object) -> bool:
     return not isinstance(turns, list) or all("role" in turn for turn in turns if isinstance(turn, dict))
 
 
-def convert(record: object) -> Iterator[Draft]:
+def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noqa: ARG001
     """The one conversation of a record.
 
     Raises:

@@ -66,6 +66,7 @@ def draft(
     tools: str | None = None,
     meta: Mapping[str, Any] | None = None,
     repairs: Iterable[str] = (),
+    document: bool = False,
 ) -> Draft:
     """Number the media of `turns` in the order of their first use; one that is shown twice is held once.
 
@@ -82,7 +83,7 @@ def draft(
             parts, dropped = kept, True
         messages.append(Message(role=turn.role, content=tuple(parts), train=turn.train))
     names = (*repairs, "blank_text_dropped") if dropped else tuple(repairs)
-    return Draft(tuple(messages), tuple(numbers), tuple(references), tools, dict(meta or {}), names)
+    return Draft(tuple(messages), tuple(numbers), tuple(references), tools, dict(meta or {}), names, document)
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:

@@ -1,0 +1,1 @@
+"""What the converters share: reading fields, filling in media, making turns into a draft."""

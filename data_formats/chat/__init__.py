@@ -1,0 +1,1 @@
+"""Formats of conversations: who said what, with media beside or inside."""

@@ -1,0 +1,1 @@
+"""From files to parsed records, whatever format these are in."""
