@@ -25,7 +25,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     wanted = result(undisturbed)
     kills, chance = (100 if soak else 6), random.Random(7)
     struck = inside = finished = 0
-    while struck < kills:
+    while struck < kills or inside * 2 < kills:
         folder = tmp_path / str(finished)
         recipe, run = write_recipe(folder), folder / "runs" / "run"
         while True:
@@ -39,7 +39,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
             struck += 1
             inside += hit
             check(run)
-            if struck >= kills:
+            if struck >= kills and inside * 2 >= kills:
                 break
         if ended.code != 0:
             ended = forkery.run("train", str(recipe), "--resume")
@@ -48,7 +48,6 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
         assert not list(run.glob(".*partial*")) + list(run.glob(".removed*")), "leftovers of killed processes"
         finished += 1
     print(f"{struck} kills, {inside} of them inside a save, over {finished} runs")
-    assert inside * 2 >= struck - 1
 
 
 def check(run: Path) -> None:
