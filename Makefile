@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test soak lint
+.PHONY: setup demo test soak lint docs
 
 setup: $(INSTALLED)
 
@@ -26,6 +26,9 @@ demo: setup
 	$(BIN)/aria-finetune train recipes/tiny.yaml output.overwrite=true
 	$(BIN)/aria-finetune evaluate recipes/tiny.yaml --adapter runs/tiny/adapter --output runs/tiny/evaluation --blank-images
 	$(BIN)/aria-finetune merge runs/tiny/adapter runs/tiny/merged --check
+
+docs: setup
+	$(BIN)/python -m aria_finetune.format_help docs/formats
 
 lint: setup
 	$(BIN)/ruff check .

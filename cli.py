@@ -124,19 +124,69 @@ def convert(
     max_rejects: Annotated[int, typer.Option(min=0, help="Records that may be rejected.")] = 0,
     verify: Annotated[Literal["none", "stat", "header", "decode"], typer.Option(help="How far to look.")] = "header",
     max_pixels: Annotated[int, typer.Option(min=1, help="Largest image.")] = 64_000_000,
+    companion: Annotated[
+        list[Path] | None, typer.Option("--with", help="A file of answers, captions or names.")
+    ] = None,
+    media: Annotated[
+        Literal["copy", "hardlink", "reference"] | None, typer.Option(help="What becomes of media; copy if looked for.")
+    ] = None,
+    pack: Annotated[Literal["jsonl", "parquet"], typer.Option(help="Files, or Parquet with media in it.")] = "jsonl",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; as many as processors if not given.")] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
+    columns: Annotated[list[str] | None, typer.Option("--column", help="WHAT=COLUMN of a table; repeat.")] = None,
+    answers: Annotated[Literal["both", "letter", "text"], typer.Option(help="Answers to multiple choice.")] = "both",
+    take: Annotated[Literal["chosen"] | None, typer.Option(help="Make instruction data of preferences.")] = None,
+    evaluation: Annotated[bool, typer.Option("--eval", help="Allow records without an answer.")] = False,
+    encoding: Annotated[str | None, typer.Option(help="Of text, if it is not Unicode.")] = None,
+    converter: Annotated[Path | None, typer.Option(help="A Python file with a format of your own.")] = None,
+    to: Annotated[
+        Literal["aria", "webdataset"] | None, typer.Option(help="Write a converted set in this form.")
+    ] = None,
 ) -> None:
-    """Turn data of any known format into the canonical data set."""
+    """Turn data of any known format into the canonical data set, or such a set into the form of others."""
     from aria_finetune.conversion import ConversionOptions
     from aria_finetune.conversion import convert as run
+    from aria_finetune.conversion.engines import default_workers
+    from aria_finetune.conversion.engines import engine as open_engine
+    from aria_finetune.conversion_progress import ConversionProgress
 
-    roots = tuple(media_root or ())
-    options = ConversionOptions(format_name, roots, max_rejects, verify, max_pixels)
-    report = run(source, output, options)
+    options = ConversionOptions(
+        format_name,
+        tuple(media_root or ()),
+        max_rejects,
+        verify,
+        max_pixels,
+        evaluation,
+        media,
+        pack,
+        tuple(companion or ()),
+        encoding,
+        converter,
+        answers,
+        take,
+        _pairs(columns or []),
+    )
+    if to is not None:
+        from aria_finetune.conversion.exporting import export as write
+
+        report = write(source, output, to, max_rejects=max_rejects)
+    else:
+        with open_engine(engine, workers or default_workers()) as opened:
+            report = run(source, output, options, opened, ConversionProgress(console()))
     typer.echo(
         f"{report.read} read, {report.written} written, {report.rejected} rejected; the data set is in {output}/"
     )
     for reason, count in sorted(report.reasons.items()):
         typer.echo(f"  rejected: {count} {reason}")
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    """`WHAT=COLUMN` options as what they say."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (what, equals, column) in zip(texts, pairs, strict=True):
+        if not (what and equals and column):
+            raise typer.BadParameter(f"{text!r} is not WHAT=COLUMN", param_hint="--column")
+    return {what: column for what, _, column in pairs}
 
 
 @app.command()

@@ -126,6 +126,12 @@ def build_source(recipe: Recipe, section: SourceSection) -> DataSource:
         format=section.format,
         media_roots=tuple(resolve_data_path(recipe.file, root) for root in section.media_root),
         weight=section.weight,
+        companions=tuple(resolve_data_path(recipe.file, file) for file in section.companions),
+        columns=section.columns,
+        answers=section.answers,
+        take=section.take,
+        encoding=section.encoding,
+        converter=resolve_data_path(recipe.file, section.converter) if section.converter else None,
     )
 
 

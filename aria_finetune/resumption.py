@@ -38,7 +38,7 @@ FREE_KEYS = {
 """Keys that may differ when a run goes on: they change neither its rows nor, rounding aside, its updates."""
 EVALUATION_KEYS = {"train.eval_strategy", "train.eval_steps", "train.save_strategy", "train.save_steps"}
 """They may differ where no evaluation decides which adapter is left, or when training stops."""
-FREE_PLACES = re.compile(r"model\.path|data\.(train|eval)\.\d+\.(path|media_root(\.\d+)?)")
+FREE_PLACES = re.compile(r"model\.path|data\.(train|eval)\.\d+\.(path|converter|(media_root|companions)(\.\d+)?)")
 """Where things lie may differ as well: what is read there is compared itself."""
 BATCH_KEYS = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
 """Their product may not differ; where each does, the same rows make each update, up to rounding."""

@@ -15,6 +15,14 @@ class FormatError(Exception):
         self.where = where
         self.fix = fix
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors come back from other processes.
+        return _format_error, (self.message, self.where, self.fix)
+
+
+def _format_error(message: str, where: str | None, fix: str | None) -> FormatError:
+    return FormatError(message, where=where, fix=fix)
+
 
 class RecordError(Exception):
     """One candidate can't be used. `reason` is one of `REASONS`, `detail` a short sentence for people."""
@@ -26,9 +34,13 @@ class RecordError(Exception):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return RecordError, (self.reason, self.detail)
+
 
 REASONS: dict[str, str] = {
     "bad_json": "the line or record is not valid JSON, or holds NaN, Infinity or a duplicate key",
+    "bad_archive": "the archive is cut or damaged there",
     "bad_text": "the text holds a lone surrogate or another character that strict JSON can't carry",
     "bad_schema": "a field is missing or has the wrong type",
     "bad_roles": "unknown role, a system turn that is not first, or no user and assistant turns in order",

@@ -1,6 +1,7 @@
 """The canonical record: one conversation with its media, the only form the rest of the tool knows.
 
-Schema version 1. Every field is always present and no field changes its type, so JSON, Arrow and Parquet
+The dataclasses are not frozen because they are made by the million, and freezing them costs three times the rest; all
+the same nothing changes one. Schema version 1. Every field is always present and no field changes its type, so JSON, Arrow and Parquet
 read it alike. Converters produce `Draft`s, whose media are still references; `Record` is what stands in a
 converted data set, its media checked, hashed and measured.
 """
@@ -19,7 +20,7 @@ ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
 PART_TYPES: tuple[str, ...] = ("text", "image", "video", "document")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """A piece of a message: text, or the place of `media[media]`."""
 
@@ -28,7 +29,7 @@ class Part:
     media: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """One turn. `train` false keeps an assistant turn out of the loss; None leaves it to `data.loss_on`."""
 
@@ -37,7 +38,7 @@ class Message:
     train: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class MediaReference:
     """A medium as the source names it: a path, a URL or a data URI in `reference`.
 
@@ -57,7 +58,7 @@ class MediaReference:
     alternatives: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draft:
     """What a converter makes of one candidate of a source record.
 
@@ -73,7 +74,7 @@ class Draft:
     document: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Media:
     """A medium that was checked. `path` is relative to the data set's folder, or absolute when referenced.
 
@@ -96,7 +97,7 @@ class Media:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Source:
     """Where a record came from."""
 
@@ -106,7 +107,7 @@ class Source:
     converter_version: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """One conversation of the canonical data set; `meta` is a JSON object as text."""
 

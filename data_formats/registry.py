@@ -7,18 +7,151 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
-from aria_finetune.data_formats.chat import aria, llava, messages
+from aria_finetune.data_formats import plugins
+from aria_finetune.data_formats.captions import coco, flickr, label_lists
+from aria_finetune.data_formats.chat import (
+    alpaca,
+    anthropic,
+    aria,
+    bedrock,
+    cauldron,
+    data_juicer,
+    gemini,
+    internvl,
+    llava,
+    mantis,
+    messages,
+    minicpm_v,
+    plain_text,
+    preferences,
+    qwen_vl,
+    swift,
+    tarsier,
+    xtuner,
+)
+from aria_finetune.data_formats.documents import mmc4, obelics, omnicorpus, pdf_folder, pdf_questions
 from aria_finetune.data_formats.errors import FormatError
 from aria_finetune.data_formats.format import Format
+from aria_finetune.data_formats.questions import (
+    chartqa,
+    image_qa,
+    nlvr2,
+    ocr_vqa,
+    pope,
+    refcoco,
+    scienceqa,
+    text_vqa,
+    vlmevalkit,
+    vqav2,
+)
+from aria_finetune.data_formats.tables import columns, donut, embedded, imagefolder, webdataset
+from aria_finetune.data_formats.video import (
+    activitynet_qa,
+    egoschema,
+    grounding,
+    longvideobench,
+    msrvtt,
+    nextqa,
+    sharegpt4video,
+    tgif_qa,
+    tvqa,
+    video_chatgpt,
+    video_choices,
+    videochat2,
+)
 
 DETECTION_RECORDS = 100
 """How many records at the head of a source have to agree on its format."""
 
-FORMATS: tuple[Format, ...] = (aria.FORMAT, llava.FORMAT, messages.FORMAT)
-"""All formats, in the order they are listed to people."""
+FAMILIES: dict[str, tuple[Format, ...]] = {
+    "chat": (
+        aria.FORMAT,
+        llava.FORMAT,
+        messages.FORMAT,
+        *alpaca.FORMATS,
+        anthropic.FORMAT,
+        bedrock.FORMAT,
+        cauldron.FORMAT,
+        data_juicer.FORMAT,
+        gemini.FORMAT,
+        internvl.FORMAT,
+        *mantis.FORMATS,
+        minicpm_v.FORMAT,
+        plain_text.FORMAT,
+        *preferences.FORMATS,
+        qwen_vl.FORMAT,
+        *swift.FORMATS,
+        tarsier.FORMAT,
+        xtuner.FORMAT,
+    ),
+    "questions": (
+        chartqa.FORMAT,
+        image_qa.FORMAT,
+        nlvr2.FORMAT,
+        ocr_vqa.FORMAT,
+        *pope.FORMATS,
+        refcoco.FORMAT,
+        scienceqa.FORMAT,
+        *text_vqa.FORMATS,
+        vlmevalkit.FORMAT,
+        vqav2.FORMAT,
+    ),
+    "captions": (
+        *coco.FORMATS,
+        *flickr.FORMATS,
+        label_lists.FORMAT,
+    ),
+    "video": (
+        activitynet_qa.FORMAT,
+        egoschema.FORMAT,
+        *grounding.FORMATS,
+        longvideobench.FORMAT,
+        *msrvtt.FORMATS,
+        nextqa.FORMAT,
+        sharegpt4video.FORMAT,
+        tgif_qa.FORMAT,
+        tvqa.FORMAT,
+        video_chatgpt.FORMAT,
+        *video_choices.FORMATS,
+        videochat2.FORMAT,
+    ),
+    "documents": (
+        mmc4.FORMAT,
+        obelics.FORMAT,
+        omnicorpus.FORMAT,
+        pdf_folder.FORMAT,
+        *pdf_questions.FORMATS,
+    ),
+    "tables": (
+        columns.FORMAT,
+        donut.FORMAT,
+        embedded.FORMAT,
+        imagefolder.FORMAT,
+        webdataset.FORMAT,
+    ),
+}
+"""All formats that come with the program by what they hold, in the order they are listed to people."""
+
+FORMATS: tuple[Format, ...] = tuple(form for family in FAMILIES.values() for form in family)
+"""All formats that come with the program."""
 
 _MENTIONED_KEYS = 12
+
+
+def formats(converter: Path | None = None) -> tuple[Format, ...]:
+    """All formats: ours, those of installed packages, and those of the Python file `converter`.
+
+    Raises:
+        FormatError: a foreign one can't be loaded, or has the name of another.
+    """
+    known = (*FORMATS, *plugins.installed(), *(plugins.of_file(converter) if converter else ()))
+    names = [form.name for form in known]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise FormatError(f"there are two formats called {twice[0]!r}", fix="rename the one that is not built in")
+    return known
 
 
 def get(name: str, formats: Sequence[Format] = FORMATS) -> Format:
@@ -78,7 +211,7 @@ def _unknown(head: Sequence[object], fitting: Sequence[set[str]], formats: Seque
         seen = ", ".join(sorted(set().union(*fitting)))
         message = f"mixed records: record {number} ({_shown(head[number])}) fits no format, others fit {seen}"
         return FormatError(message, fix="mend the record, or name the format with --format to have it rejected")
-    nearest = max(formats, key=lambda known: len(known.keys & keys) / len(known.keys | keys))
+    nearest = max(formats, key=lambda known: len(known.keys & keys) / max(len(known.keys | keys), 1))
     hint = f"the nearest is {nearest.name} (`aria-finetune formats {nearest.name}`); " if nearest.keys & keys else ""
     hint += "if it is one of them all the same, name it with --format (format: in a recipe); "
     message = f"no known format fits its records ({_shown(head[number])})"

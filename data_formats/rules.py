@@ -5,12 +5,15 @@ The engine applies `checked` to each draft, so a converter needs none of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from dataclasses import replace
 
 from aria_finetune.data_formats.building import fields
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Draft, Message
+
+# First letters of the roles of a conversation that ends with an answer.
+_USUAL_ROLES = re.compile("s?u[uat]*a")
 
 CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|img|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 """Tokens that steer Aria; inside a text they are only characters, and the tokeniser stage keeps it so."""
@@ -26,19 +29,21 @@ def checked(draft: Draft, *, evaluation: bool = False) -> Draft:
     Raises:
         RecordError: `bad_roles`, `empty_answer` or `bad_text`.
     """
-    if evaluation and draft.messages and _is_empty_answer(draft.messages[-1]):
+    if evaluation and draft.messages and not draft.document and _is_nothing(draft.messages[-1]):
         draft = replace(draft, messages=draft.messages[:-1], repairs=(*draft.repairs, "empty_answer_removed"))
     if not draft.document:
         _check_roles(draft.messages, evaluation=evaluation)
     _check_answers(draft.messages)
-    _check_characters(draft)
-    if any(token in text for text in _texts(draft.messages) for token in CONTROL_TOKENS):
+    text = _check_characters(draft)
+    if "<" in text and any(token in text for token in CONTROL_TOKENS):
         draft = replace(draft, repairs=(*draft.repairs, "control_token_in_text"))
     return draft
 
 
 def _check_roles(messages: tuple[Message, ...], *, evaluation: bool) -> None:
     roles = [message.role for message in messages]
+    if _USUAL_ROLES.fullmatch("".join([role[0] for role in roles])):
+        return
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if "system" in turns:
         raise RecordError(
@@ -60,17 +65,29 @@ def _check_answers(messages: tuple[Message, ...]) -> None:
 
 
 def _is_empty_answer(message: Message) -> bool:
-    return message.role == "assistant" and not any(text.strip() for text in _texts((message,)))
+    if message.role != "assistant":
+        return False
+    return all(part.text is None or not part.text.strip() for part in message.content)
 
 
-def _texts(messages: tuple[Message, ...]) -> Iterator[str]:
-    return (part.text for message in messages for part in message.content if part.text is not None)
+def _is_nothing(message: Message) -> bool:
+    return _is_empty_answer(message) and all(part.media is None for part in message.content)
 
 
-def _check_characters(draft: Draft) -> None:
-    names = (medium.reference for medium in draft.media)
-    for text in (*_texts(draft.messages), *names, *draft.references, draft.tools or "", fields.json_text(draft.meta)):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RecordError("bad_text", f"lone surrogate U+{ord(text[error.start]):04X}") from error
+def _check_characters(draft: Draft) -> str:
+    """All texts of the messages in one, if neither they nor anything else holds what UTF-8 can't."""
+    texts = [part.text for message in draft.messages for part in message.content if part.text is not None]
+    joined = "\n".join(texts)
+    names = [medium.reference for medium in draft.media]
+    meta = fields.compact_json(draft.meta) if draft.meta else ""
+    _check_text("".join([joined, *names, *draft.references, draft.tools or "", meta]))
+    return joined
+
+
+def _check_text(text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError("bad_text", f"lone surrogate U+{ord(text[error.start]):04X}") from error

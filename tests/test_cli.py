@@ -24,7 +24,8 @@ FLAGS = {
         "recipe", "overrides", "--adapter", "--output", "--blank-images", "--max-new-tokens", "--batch-size"
     },
     "convert": {
-        "source", "output", "--format", "--media-root", "--max-rejects", "--verify", "--max-pixels"
+        "source", "output", "--format", "--media-root", "--max-rejects", "--verify", "--max-pixels", "--with", "--media",
+        "--pack", "--workers", "--engine", "--column", "--answers", "--take", "--eval", "--encoding", "--converter", "--to"
     },
     "formats": {"name"},
     "merge": {"adapter", "output", "--base", "--revision", "--check"},
@@ -68,7 +69,7 @@ def test_version() -> None:
 def test_formats_and_recipes_are_listed() -> None:
     code, text = run("formats")
     assert code == 0
-    assert {"aria", "llava", "messages"} <= {line.split(" ")[0] for line in text.splitlines()}
+    assert {"aria", "llava", "messages"} <= {line.split()[0] for line in text.splitlines() if line}
     assert "traps" in run("formats", "llava")[1]
     assert run("formats", "lava")[0] == 2
     assert "tiny" in run("recipes")[1]
@@ -210,7 +211,8 @@ def test_convert_accounts_for_every_record(tmp_path: Path) -> None:
     write(tmp_path, GOOD, GOOD, {"messages": []})
     code, text = run("convert", tmp_path / "data.jsonl", tmp_path / "out")
     assert code == 3
-    assert not (tmp_path / "out").exists()
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["read"], report["written"], report["rejected"]) == (3, 2, 1)
     code, text = run("convert", tmp_path / "data.jsonl", tmp_path / "out", "--max-rejects", "1")
     assert code == 0
     assert "3 read, 2 written, 1 rejected" in text

@@ -22,7 +22,7 @@ from aria_finetune.conversion import (
     is_dataset,
     read_dataset,
     read_records,
-    writing,
+    shards,
 )
 from aria_finetune.data_formats import Media, Message, Part, Record, RecordError, Source, registry
 from aria_finetune.data_formats.format import Format
@@ -133,7 +133,7 @@ class TestOutput:
             ],
             "references": [],
             "tools": None,
-            "meta": '{"id": "first"}',
+            "meta": '{"id":"first"}',
             "source": {"format": "llava", "file": "data.json", "ordinal": 0, "converter_version": "0.1.0"},
         }
         (clip,) = written[2]["media"]
@@ -166,7 +166,8 @@ class TestOutput:
         assert manifest["shards"] == [
             {"file": "data-00000.jsonl", "records": 3, "sha256": sha256(output / "data-00000.jsonl")}
         ]
-        assert manifest["source"] == {"file": "data.json", "bytes": source.stat().st_size, "sha256": sha256(source)}
+        assert manifest["format"] == "llava"
+        assert manifest["sources"] == [{"file": "data.json", "bytes": source.stat().st_size, "sha256": sha256(source)}]
         assert manifest["counts"]["media_files"] == 2
         assert manifest["options"]["verify"] == "header"
 
@@ -183,7 +184,7 @@ class TestOutput:
         assert found[0] == found[1]
 
     def test_shards(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(writing, "RECORDS_PER_SHARD", 2)
+        monkeypatch.setattr(shards, "RECORDS_PER_SHARD", 2)
         source = write_source(tmp_path / "data.jsonl", [text_record(number) for number in range(5)])
         convert(source, tmp_path / "out", ConversionOptions())
         counts = [len(lines(tmp_path / "out" / f"data-{number:05d}.jsonl")) for number in range(3)]
@@ -204,7 +205,7 @@ class TestOutput:
                 raise RecordError("bad_schema", "cut")
 
         form = Format("qa", "", "", {}, (), frozenset(), lambda record: "questions" in record, questions)
-        monkeypatch.setattr(registry, "get", lambda _: form)
+        monkeypatch.setattr(registry, "get", lambda *_: form)
         source = write_source(
             tmp_path / "q.json",
             [{"questions": [1, None, 3]}, {"questions": [4]}, {"questions": [5], "broken": True}, {"questions": []}],
@@ -290,18 +291,24 @@ class TestRejects:
         convert(source, tmp_path / "out", ANY_REJECTS)
         assert not (tmp_path / "out" / "media").exists()
 
-    def test_too_many_leave_nothing_but_their_list(self, tmp_path):
+    def test_too_many_are_told_and_the_data_set_is_not_read(self, tmp_path):
         records = [llava(f"{number}.png") for number in range(7)] + [text_record(1)]
         source = write_source(tmp_path / "data.jsonl", records)
         with pytest.raises(TooManyRejects) as caught:
             convert(source, tmp_path / "out", ConversionOptions(max_rejects=6))
-        assert {path.name for path in tmp_path.iterdir()} == {"data.jsonl", "out.rejects.jsonl"}
-        assert len(lines(tmp_path / "out.rejects.jsonl")) == 7
+        assert {path.name for path in tmp_path.iterdir()} == {"data.jsonl", "out"}
+        assert len(lines(tmp_path / "out" / "rejects.jsonl")) == 7
+        assert len(lines(tmp_path / "out" / "data-00000.jsonl")) == 1
+        assert json.loads((tmp_path / "out" / "report.json").read_text())["rejected"] == 7
         message = str(caught.value)
         assert "7 of 8 conversations were rejected, 6 allowed (media_missing 7)" in message
         assert message.count("data.jsonl:") == 5
-        assert str(tmp_path / "out.rejects.jsonl") in message
+        assert str(tmp_path / "out" / "rejects.jsonl") in message
         assert caught.value.exit_code == 3
+        with pytest.raises(UserError, match="7 conversations were rejected when it was converted, 6 allowed"):
+            list(read_dataset(tmp_path / "out"))
+        convert(source, tmp_path / "out", ConversionOptions(max_rejects=7))
+        assert len(list(read_dataset(tmp_path / "out"))) == 1
 
     def test_as_many_as_allowed_are_fine(self, tmp_path):
         source = write_source(tmp_path / "data.jsonl", [llava("a.png"), text_record(1)])
@@ -370,9 +377,9 @@ class TestNothingHalfDone:
         assert is_dataset(tmp_path / "out")
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-    def test_an_interruption_leaves_nothing(self, tmp_path, monkeypatch, error):
+    def test_an_interruption_leaves_no_output(self, tmp_path, monkeypatch, error):
         def interrupted(*_, **__):
-            if list(tmp_path.glob(".out.partial-*/data-00000.jsonl")):
+            if list(tmp_path.glob(".out.converting/parts/00000.rejects.jsonl")):
                 raise error
             pytest.fail("nothing was being written")
 
@@ -380,14 +387,18 @@ class TestNothingHalfDone:
         monkeypatch.setattr(engine.rules, "checked", interrupted)
         with pytest.raises(error):
             convert(source, tmp_path / "out", ConversionOptions())
-        assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+        assert not (tmp_path / "out").exists()
+        monkeypatch.undo()
+        assert convert(source, tmp_path / "out", ConversionOptions()).written == 1
+        assert {path.name for path in tmp_path.iterdir()} == {"data.jsonl", "out"}
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b'{"text": "x"}\n', "no known format"),
+            (b'{"nothing": "x"}\n', "no known format"),
             (b"", "no record"),
-            (b"a,b\n1,2\n", "none of its first 2 records"),
+            (b"a,b\n1,2\n", "no known format"),
+            (b'{"a":\n{"b":\n', "none of its first 2 records"),
             (b'{"conversations": []}\n"\xff"', "byte 23"),
         ],
     )
@@ -504,10 +515,10 @@ class TestReadDataset:
         ("old", "new", "message"),
         [
             ("A cat.", "A dog.", None),
-            ('"messages": [', '"messages": [,', r"data-00000\.jsonl:1: .*damaged"),
-            ('"kind": "image", ', "", r"data-00000\.jsonl:1: .*damaged"),
-            ('"path": "media/', '"path": "/media/', "leaves the data set"),
-            ('"path": "media/', '"path": "media/../../', "leaves the data set"),
+            ('"messages":[', '"messages":[,', r"data-00000\.jsonl:1: .*damaged"),
+            ('"kind":"image",', "", r"data-00000\.jsonl:1: .*damaged"),
+            ('"path":"media/', '"path":"/media/', "leaves the data set"),
+            ('"path":"media/', '"path":"media/../../', "leaves the data set"),
         ],
     )
     def test_a_shard_that_was_changed(self, dataset, old, new, message):
@@ -556,7 +567,7 @@ def test_read_is_written_plus_rejected(tmp_path_factory, written):
     (folder / "data.jsonl").write_text("\n".join([json.dumps(text_record(1)), *written]), encoding="utf-8")
     report = convert(folder / "data.jsonl", folder / "out", ConversionOptions(format="llava", max_rejects=99))
     expected = 1 + sum(1 for line in written if line.strip(" \t"))
-    assert report.source_records == report.read == report.written + report.rejected == expected
+    assert report.source_records == expected <= report.read == report.written + report.rejected
     assert len(lines(folder / "out" / "rejects.jsonl")) == report.rejected
     assert len(list(read_dataset(folder / "out", verify=True))) == report.written
     assert sum(report.reasons.values()) == report.rejected

@@ -110,8 +110,11 @@ LAYERS: dict[str, Layer] = {
         ("training", "run_report", "disk_need"),
         knows=(*RUNS, "advice", "checkpoint", "interruption", "provenance", "resumption", "staging", "trainer"),
     ),
+    "conversion_progress": Layer(("conversion_progress",), knows=("conversion",), never=TRAINING_STACK),
     "cli": Layer(
-        ("cli",), knows=(*RUNS, "interruption", "help", "doctor", "evaluation", "training"), never_at_import=HEAVY
+        ("cli",),
+        knows=(*RUNS, "interruption", "help", "doctor", "conversion_progress", "evaluation", "training"),
+        never_at_import=HEAVY,
     ),
 }
 

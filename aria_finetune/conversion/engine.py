@@ -1,4 +1,4 @@
-"""The one path from a source to records: find the format, convert, apply the rules, check and keep the media.
+"""From a value in a source to records: convert, apply the rules, check and keep the media.
 
 Every candidate comes out as an `Accepted` or as a `Reject`; nothing is dropped in silence. Where records go is
 for the caller.
@@ -9,26 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
+from typing import Self
 
 from aria_finetune import __version__
 from aria_finetune.conversion.media_check import CheckedMedia, MediaChecker
 from aria_finetune.conversion.media_store import InPlaceStore, MediaStore
 from aria_finetune.conversion.options import ConversionOptions, Reject
-from aria_finetune.data_formats import registry, rules
+from aria_finetune.conversion.plan import PlannedFile, find_files, read_context, records_of
+from aria_finetune.data_formats import rules
 from aria_finetune.data_formats.building import fields
 from aria_finetune.data_formats.errors import FormatError, RecordError
-from aria_finetune.data_formats.format import PLAIN, Candidate, Format
-from aria_finetune.data_formats.reading import sources
-from aria_finetune.data_formats.reading.sources import SourceItem
+from aria_finetune.data_formats.format import Candidate, Context, Format
+from aria_finetune.data_formats.reading.extents import WHOLE, Extent, Tally
 from aria_finetune.data_formats.record import Media, MediaReference, Record, Source
 from aria_finetune.errors import MediaError, UserError
+from aria_finetune.media.paths import resolve_media
+
+BESIDE_BYTES = 64 << 20
+"""Largest file that a record may name to be read as a whole: subtitles, transcripts."""
 
 _SHOWN_ORIGIN = 120
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accepted:
     """A record, and what was mended or noticed on its way."""
 
@@ -44,33 +48,22 @@ def read_records(
 ) -> Iterator[Record]:
     """The records of a raw source with their media left in place; paths are absolute and not hashed.
 
-    Media written into the source as data URIs are kept in the folder `media_store`. `options.max_rejects` is not
-    looked at: `on_reject` gets every reject as it comes.
+    Media that lie in the source itself are kept in the folder `media_store`. `options.max_rejects` is not looked at:
+    `on_reject` gets every reject as it comes.
 
     Raises:
         UserError: the source can't be read, or no format or more than one fits.
     """
-    for outcomes in outcomes_of(source, options, InPlaceStore(media_store)):
-        for outcome in outcomes:
-            if isinstance(outcome, Reject):
-                on_reject(outcome)
-            else:
-                yield outcome.record
-
-
-def outcomes_of(source: Path, options: ConversionOptions, store: MediaStore) -> Iterator[list[Outcome]]:
-    """What became of each source record, in order: one outcome per candidate it holds, at least one.
-
-    Raises:
-        UserError: as `read_records`.
-    """
     with problems_told(source):
-        file = sources.locate(source)
-        items, form = _with_format(sources.read_source(file), options.format)
-        checker = MediaChecker(options.media_roots or (file.parent,), options.verify, options.max_pixels)
-        conversion = _Conversion(form, _printable(file.name), checker, store, evaluation=options.evaluation)
-        for item in items:
-            yield conversion.outcomes(item)
+        form, files = find_files(source, options)
+        for file in files:
+            with FileConverter(file, form, options, InPlaceStore(media_store)) as converter:
+                for outcomes in converter.outcomes():
+                    for outcome in outcomes:
+                        if isinstance(outcome, Reject):
+                            on_reject(outcome)
+                        else:
+                            yield outcome.record
 
 
 @contextmanager
@@ -85,81 +78,110 @@ def problems_told(place: Path) -> Iterator[None]:
         raise UserError(error.strerror or str(error), where=str(error.filename or place), fix=fix) from error
 
 
-def _with_format(items: Iterator[SourceItem], name: str) -> tuple[Iterator[SourceItem], Format]:
-    if name != "auto":
-        return items, registry.get(name)
-    head = list(islice(items, registry.DETECTION_RECORDS))
-    bad = [item.record for item in head if isinstance(item.record, RecordError)]
-    if len(bad) == len(head):
-        fix = "give JSON Lines or a JSON array, in a format of `aria-finetune formats`"
-        raise FormatError(f"none of its first {len(head)} records can be parsed; the first: {bad[0]}", fix=fix)
-    form = registry.detect([item.record for item in head if not isinstance(item.record, RecordError)])
-    return chain(head, items), form
+class FileConverter:
+    """Converts the records of one file of a source; holds the tables of its companions."""
 
+    def __init__(self, file: PlannedFile, form: Format, options: ConversionOptions, store: MediaStore) -> None:
+        self._file = file
+        self._form = form
+        self._checker = MediaChecker(file.roots, options.verify, options.max_pixels)
+        self._store = store
+        self._evaluation = options.evaluation
+        self._name = _printable(file.source.name)
+        self._context = read_context(file, form, options, self._beside)
 
-@dataclass(frozen=True, slots=True)
-class _Conversion:
-    form: Format
-    file: str
-    checker: MediaChecker
-    store: MediaStore
-    evaluation: bool
+    def __enter__(self) -> Self:
+        return self
 
-    def outcomes(self, item: SourceItem) -> list[Outcome]:
-        candidates = _candidates(self.form, item.record)
-        numbered = enumerate(candidates) if len(candidates) > 1 else [(None, candidates[0])]
-        return [self._outcome(candidate, item.ordinal, sub) for sub, candidate in numbered]
+    def __exit__(self, *_: object) -> None:
+        self._checker.close()
+
+    def outcomes(self, extent: Extent = WHOLE, before: Tally = Tally()) -> Iterator[list[Outcome]]:  # noqa: B008 (frozen)
+        """What became of each record of an extent, in order: one outcome per candidate it holds, at least one.
+
+        Raises:
+            FormatError: the file can't be read.
+            WrongGuess: a JSON list has to be read as a whole.
+        """
+        values = records_of(self._file, extent, before, self._form, self._context)
+        if self._file.source.contents.kind == "pdf_folder":
+            values = map(self._with_text, values)
+        for ordinal, value in enumerate(values, before.records):
+            candidates = _candidates(self._form, value, self._context)
+            if len(candidates) == 1:
+                yield [self._outcome(candidates[0], ordinal, None)]
+            else:
+                yield [self._outcome(candidate, ordinal, sub) for sub, candidate in enumerate(candidates)]
+
+    def _with_text(self, value: object) -> object:
+        """A PDF of a folder with its text, which is what there is to learn of it."""
+        if not isinstance(value, dict):
+            return value
+        try:
+            return {**value, "text": self._checker.document_text(value["document"])}
+        except MediaError as error:
+            return RecordError(error.reason, error.detail)
 
     def _outcome(self, candidate: Candidate, ordinal: int, sub: int | None) -> Outcome:
-        name = f"{self.form.name}:{self.file}:{ordinal}" + ("" if sub is None else f".{sub}")
+        name = f"{self._form.name}:{self._name}:{ordinal}" + ("" if sub is None else f".{sub}")
         try:
             if isinstance(candidate, RecordError):
                 raise candidate
-            draft = rules.checked(candidate, evaluation=self.evaluation)
-            media = self._media(draft.media)
+            draft = rules.checked(candidate, evaluation=self._evaluation)
+            media = self._media(draft.media) if draft.media else ()
         except (RecordError, MediaError) as error:
-            return Reject(self.file, ordinal, sub, name, error.reason, error.detail)
+            return Reject(self._name, ordinal, sub, name, error.reason, error.detail)
         record = Record(
-            id=name,
-            messages=draft.messages,
-            media=media,
-            references=draft.references,
-            tools=draft.tools,
-            meta=fields.json_text(draft.meta),
-            source=Source(self.form.name, self.file, ordinal, __version__),
+            name,
+            draft.messages,
+            media,
+            draft.references,
+            draft.tools,
+            fields.compact_json(draft.meta) if draft.meta else "{}",
+            Source(self._form.name, self._name, ordinal, __version__),
         )
-        return Accepted(record, tuple(dict.fromkeys(draft.repairs)))
+        repairs = (*draft.repairs, *self._file.notices)
+        return Accepted(record, tuple(dict.fromkeys(repairs)) if repairs else ())
 
     def _media(self, references: Sequence[MediaReference]) -> tuple[Media, ...]:
         # All are looked at before the first is kept, so that a rejected record leaves no file behind.
-        checked = [self.checker.check(reference) for reference in references]
+        checked = [self._checker.check(reference) for reference in references]
         return tuple(self._medium(*pair) for pair in zip(references, checked, strict=True))
 
     def _medium(self, reference: MediaReference, checked: CheckedMedia) -> Media:
-        kept = self.store.keep(checked)
+        kept = self._store.keep(checked)
         return Media(
-            kind=reference.kind,
-            path=kept.path,
-            sha256=kept.sha256,
-            mime=checked.mime,
-            width=checked.width,
-            height=checked.height,
-            frames=checked.frames,
-            duration=checked.duration,
-            start=reference.start,
-            end=reference.end,
-            num_frames=reference.num_frames,
-            page=reference.page,
-            origin=_origin(reference.reference),
+            reference.kind,
+            kept.path,
+            kept.sha256,
+            checked.mime,
+            checked.width,
+            checked.height,
+            checked.frames,
+            checked.duration,
+            reference.start,
+            reference.end,
+            reference.num_frames,
+            reference.page,
+            _origin(reference.reference),
         )
 
+    def _beside(self, name: str) -> bytes:
+        try:
+            path = resolve_media(name, self._file.roots)
+            if path.stat().st_size > BESIDE_BYTES:
+                raise RecordError("media_too_large", f"{name!r:.120} is larger than {BESIDE_BYTES >> 20} MiB")
+            return path.read_bytes()
+        except MediaError as error:
+            raise RecordError(error.reason, error.detail) from error
 
-def _candidates(form: Format, record: object | RecordError) -> list[Candidate]:
+
+def _candidates(form: Format, record: object, context: Context) -> list[Candidate]:
     if isinstance(record, RecordError):
         return [record]
     candidates: list[Candidate] = []
     try:
-        candidates.extend(form.convert(record, PLAIN))
+        candidates.extend(form.convert(record, context))
     except RecordError as error:
         candidates.append(error)
     return candidates or [RecordError("bad_schema", "the record holds no conversation")]

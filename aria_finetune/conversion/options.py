@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from aria_finetune.data_formats.format import Answers, Settings, Take
+from aria_finetune.errors import UserError
 
 SHOWN_REJECTS = 5
 """How many rejects a message describes; all of them are in a file."""
 
 Verification = Literal["none", "stat", "header", "decode"]
+MediaPolicy = Literal["copy", "hardlink", "reference"]
+Packing = Literal["jsonl", "parquet"]
+EngineName = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionOptions:
-    """How to read a source.
+    """How to read a source, and what to make of it.
 
-    `media_roots` replaces the folder of the source as the place where media lie. `verify` is how far media are
-    looked into: `none` (the file is there and inside a root), `stat` (and is not empty), `header` (and is an image
-    or video within the limits), `decode` (and an image can be decoded, a video up to its last frame);
-    sizes are measured from `header` on. `evaluation` allows conversations without a last answer.
+    `media_roots` replaces the folder of the source as the place where media lie. `companions` are files that belong to
+    the source and do not lie beside it. `encoding` is that of text without a byte order mark. `converter` is a Python
+    file with a format of the user's own.
+
+    `verify` is how far media are looked into: `none` (not at all: they are taken as they are named), `stat` (the file is
+    there, inside a root and not empty), `header` (and is an image, video or PDF within the limits), `decode` (and an image
+    can be decoded, a video up to its last frame); sizes are measured from `header` on. `media` is whether files are
+    copied into the data set, linked into it, or left where they are; they are copied if that is not said, and left
+    where they are without a look.
+
+    `evaluation` allows conversations without a last answer. `answers` is how answers to multiple-choice questions are
+    written, `take` makes instruction data of preferences, `columns` says what the columns of a table hold.
     """
 
     format: str = "auto"
@@ -29,10 +44,39 @@ class ConversionOptions:
     verify: Verification = "header"
     max_pixels: int = 64_000_000
     evaluation: bool = False
+    media: MediaPolicy | None = None
+    pack: Packing = "jsonl"
+    companions: tuple[Path, ...] = ()
+    encoding: str | None = None
+    converter: Path | None = None
+    answers: Answers = "both"
+    take: Take | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def media_policy(self) -> MediaPolicy:
+        """What becomes of media.
+
+        Raises:
+            UserError: files are to be copied that are not looked for.
+        """
+        if self.media in {"copy", "hardlink"} and self.verify == "none":
+            fix = "leave the files where they are with --media reference, or look for them with --verify stat"
+            raise UserError(f"--media {self.media} needs the files, and --verify none does not look for them", fix=fix)
+        return self.media or ("reference" if self.verify == "none" else "copy")
+
+    @property
+    def settings(self) -> Settings:
+        """What converters are told of it."""
+        return Settings(self.answers, self.take, dict(self.columns))
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain JSON types."""
-        return asdict(self) | {"media_roots": [str(root) for root in self.media_roots]}
+        named = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        return named | {
+            "media_roots": [str(root) for root in self.media_roots],
+            "companions": [str(file) for file in self.companions],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +117,21 @@ class ConversionReport:
     def read(self) -> int:
         """Candidates seen: one per conversation of a source record, one for a record that can't be parsed."""
         return self.written + self.rejected
+
+    def add(self, other: ConversionReport) -> None:
+        """Take over the counts of another part of the conversion."""
+        self.source_records += other.source_records
+        self.written += other.written
+        self.rejected += other.rejected
+        self.reasons.update(other.reasons)
+        self.repairs.update(other.repairs)
+        self.formats.update(other.formats)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ConversionReport:
+        """Read what `to_dict` wrote."""
+        counts = Counter(data["reasons"]), Counter(data["repairs"]), Counter(data["formats"])
+        return cls(data["source_records"], data["written"], data["rejected"], *counts, data["seconds"])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON types, counts by name in alphabetical order."""

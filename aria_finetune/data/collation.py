@@ -157,37 +157,56 @@ class Collator:
         where = f"{plan.record.source.file}:{plan.record.source.ordinal}"
         if plan.lost is not None:
             return BadRow(row, plan.record.id, where, plan.lost.media, plan.lost.reason, plan.lost.detail)
-        tiles: dict[tuple[int, float | None], list[Tile]] = {}
+        tiles: dict[_Key, list[Tile]] = {}
         for sights in _by_medium(plan.sights):
             media = plan.record.media[sights[0].media]
             try:
-                tiles |= self._image(media, sights) if sights[0].time is None else self._frames(media, sights)
+                tiles |= self._decoded(media, sights)
             except MediaError as error:
                 return BadRow(row, plan.record.id, where, media.path or "", error.reason, error.detail)
-        shown = [tile for sight in plan.sights for tile in tiles[sight.media, sight.time]]
+        shown = [tile for sight in plan.sights for tile in tiles[_key(sight)]]
         return [_blanked(tile) for tile in shown] if self.blank_images else shown
 
-    def _image(self, media: Media, sights: Sequence[Sight]) -> dict[tuple[int, float | None], list[Tile]]:
+    def _decoded(self, media: Media, sights: Sequence[Sight]) -> dict[_Key, list[Tile]]:
+        if sights[0].page is not None:
+            return self._pages(media, sights)
+        return self._image(media, sights) if sights[0].time is None else self._frames(media, sights)
+
+    def _image(self, media: Media, sights: Sequence[Sight]) -> dict[_Key, list[Tile]]:
         """Tiles of one still image, however often the row shows it."""
         sight, path = sights[0], Path(media.path or "")
         image = self.decoder.image(path, sight.tile, self.image_limits, split=self.split_images, sha256=media.sha256)
         if image.size != (media.width, media.height) or len(image.tiles) != sight.tiles:
             raise MediaError(_CHANGED, "no longer the picture that the row was planned with")
-        return {(sight.media, None): image.tiles}
+        return {_key(sight): image.tiles}
 
-    def _frames(self, media: Media, sights: Sequence[Sight]) -> dict[tuple[int, float | None], list[Tile]]:
+    def _pages(self, media: Media, sights: Sequence[Sight]) -> dict[_Key, list[Tile]]:
+        """Tiles of all pages of one document that the row shows."""
+        pages = sorted({sight.page for sight in sights if sight.page is not None})
+        drawn = self.decoder.pages(Path(media.path or ""), pages, sights[0].tile, sha256=media.sha256)
+        return {(sights[0].media, None, page): [tile] for page, tile in zip(pages, drawn, strict=True)}
+
+    def _frames(self, media: Media, sights: Sequence[Sight]) -> dict[_Key, list[Tile]]:
         """Tiles of all frames of one video, which is decoded once."""
         times = sorted({sight.time for sight in sights if sight.time is not None})
         path = Path(media.path or "")
         frames = self.decoder.frames(path, times, sights[0].tile, self.video_limits, sha256=media.sha256)
-        return {(sights[0].media, time): [frame] for time, frame in zip(times, frames, strict=True)}
+        return {(sights[0].media, time, None): [frame] for time, frame in zip(times, frames, strict=True)}
+
+
+_Key = tuple[int, float | None, int | None]
+"""What tells the pictures of a row apart: number of the medium, time and page."""
+
+
+def _key(sight: Sight) -> _Key:
+    return sight.media, sight.time, sight.page
 
 
 def _by_medium(sights: Sequence[Sight]) -> list[list[Sight]]:
-    """Sights that are decoded together: those of one still image, or all frames of one video."""
-    together: dict[tuple[int, bool], list[Sight]] = {}
+    """Sights that are decoded together: those of one image, all frames of one video, all pages of one document."""
+    together: dict[int, list[Sight]] = {}
     for sight in sights:
-        together.setdefault((sight.media, sight.time is None), []).append(sight)
+        together.setdefault(sight.media, []).append(sight)
     return list(together.values())
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.rows import RowPlan, Viewing, plan_row
 from aria_finetune.data_formats.errors import RecordError
+from aria_finetune.data_formats.format import Answers, Take
 from aria_finetune.data_formats.record import Record
 from aria_finetune.errors import TooManyRejects, UserError
+from aria_finetune.media.inspection import Inspector
 from aria_finetune.redaction import redact_values
 
 POLICY_REASONS = ("too_long", "no_label")
@@ -29,12 +32,37 @@ POLICY_REASONS = ("too_long", "no_label")
 
 @dataclass(frozen=True)
 class DataSource:
-    """A converted folder or a raw source; its rows are seen `weight` times per epoch."""
+    """A converted folder or a raw source; its rows are seen `weight` times per epoch.
+
+    The other fields are those of `ConversionOptions`, for a raw source.
+    """
 
     path: Path
     format: str = "auto"
     media_roots: tuple[Path, ...] = ()
     weight: float = 1.0
+    companions: tuple[Path, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    answers: Answers = "both"
+    take: Take | None = None
+    encoding: str | None = None
+    converter: Path | None = None
+
+    def options(self, *, decode: bool, max_pixels: int, evaluation: bool) -> ConversionOptions:
+        """How the source is read where it is raw."""
+        return ConversionOptions(
+            format=self.format,
+            media_roots=self.media_roots,
+            verify="decode" if decode else "header",
+            max_pixels=max_pixels,
+            evaluation=evaluation,
+            companions=self.companions,
+            encoding=self.encoding,
+            converter=self.converter,
+            answers=self.answers,
+            take=self.take,
+            columns=self.columns,
+        )
 
 
 @dataclass
@@ -92,45 +120,68 @@ def load_rows(
         UserError: a source can't be read, a row is too long and `too_long` is `fail`, or no row is left.
     """
     rows = RowSet()
-
-    def refuse(reject: Reject) -> None:
-        lost = begun.lost(reject) if begun else None
-        if lost is not None:
-            rows.plans.append(lost)
-        else:
-            rows.rejects.append(reject)
-
-    for source in sources:
-        options = ConversionOptions(
-            format=source.format,
-            media_roots=source.media_roots,
-            verify="decode" if decode_media else "header",
-            max_pixels=max_pixels,
-            evaluation=generation,
-        )
-        start, rejected = len(rows.plans), len(rows.rejects)
-        for record in _records(source, options, refuse, media_store):
-            try:
-                _check_pixels(record, max_pixels)
-                rows.plans.append(plan_row(record, viewing, chat, generation=generation))
-            except RecordError as error:
-                if error.reason == "too_long" and viewing.too_long == "fail":
-                    raise UserError(
-                        error.detail,
-                        where=f"{record.source.file}:{record.source.ordinal}",
-                        fix="raise data.max_tokens, or set data.too_long: reject",
-                    ) from error
-                refuse(_rejected(record, error))
-        rows.spans.append(range(start, len(rows.plans)))
-        rows.weights.append(source.weight)
-        _check_rejects(rows.rejects, max_rejects)
-        if start == len(rows.plans):
-            raise UserError(
-                "no row is left" + _summary(rows.rejects[rejected:]),
-                where=str(source.path),
-                fix="the source is empty or every row of it was rejected",
-            )
+    with closing(Inspector()) as inspector:
+        reading = _Reading(rows, viewing, chat, media_store, inspector, begun, generation)
+        for source in sources:
+            options = source.options(decode=decode_media, max_pixels=max_pixels, evaluation=generation)
+            start, rejected = len(rows.plans), len(rows.rejects)
+            reading.read(source.path, options)
+            rows.spans.append(range(start, len(rows.plans)))
+            rows.weights.append(source.weight)
+            _check_rejects(rows.rejects, max_rejects)
+            if start == len(rows.plans):
+                raise UserError(
+                    "no row is left" + _summary(rows.rejects[rejected:]),
+                    where=str(source.path),
+                    fix="the source is empty or every row of it was rejected",
+                )
     return rows
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What all sources of a run are read with; `rows` takes what comes of it."""
+
+    rows: RowSet
+    viewing: Viewing
+    chat: ChatTokenizer
+    media_store: Path
+    inspector: Inspector
+    begun: BegunRows | None
+    generation: bool
+
+    def read(self, path: Path, options: ConversionOptions) -> None:
+        """Plan every row of a source."""
+        for record in self._records(path, options):
+            try:
+                _check_pixels(record, options.max_pixels)
+                plan = plan_row(record, self.viewing, self.chat, generation=self.generation, inspector=self.inspector)
+            except RecordError as error:
+                self._refuse_record(record, error)
+            else:
+                self.rows.plans.append(plan)
+
+    def _records(self, path: Path, options: ConversionOptions) -> Iterator[Record]:
+        if is_dataset(path):
+            return read_dataset(path, inspector=self.inspector, media_store=self.media_store, on_reject=self._refuse)
+        return read_records(path, options, on_reject=self._refuse, media_store=self.media_store)
+
+    def _refuse_record(self, record: Record, error: RecordError) -> None:
+        if error.reason == "too_long" and self.viewing.too_long == "fail":
+            raise UserError(
+                error.detail,
+                where=f"{record.source.file}:{record.source.ordinal}",
+                fix="raise data.max_tokens, or set data.too_long: reject",
+            ) from error
+        source = record.source
+        self._refuse(Reject(source.file, source.ordinal, None, record.id, error.reason, error.detail))
+
+    def _refuse(self, reject: Reject) -> None:
+        lost = self.begun.lost(reject) if self.begun else None
+        if lost is not None:
+            self.rows.plans.append(lost)
+        else:
+            self.rows.rejects.append(reject)
 
 
 def hold_out(rows: RowSet, fraction: float, seed: int) -> tuple[RowSet, RowSet]:
@@ -155,7 +206,8 @@ def hold_out(rows: RowSet, fraction: float, seed: int) -> tuple[RowSet, RowSet]:
 
 def as_prompts(rows: RowSet, viewing: Viewing, chat: ChatTokenizer) -> RowSet:
     """The same rows planned as prompts, for answers to be generated."""
-    plans = [plan_row(plan.record, viewing, chat, generation=True) for plan in rows.plans]
+    with closing(Inspector()) as inspector:
+        plans = [plan_row(plan.record, viewing, chat, generation=True, inspector=inspector) for plan in rows.plans]
     return RowSet(plans, rows.spans, rows.weights, rows.rejects)
 
 
@@ -205,30 +257,11 @@ def _share(span: range, weight: float) -> int:
     return max(min(len(span), 1), int(len(span) * weight + 0.5))
 
 
-def _records(
-    source: DataSource, options: ConversionOptions, on_reject: Callable[[Reject], None], media_store: Path
-) -> Iterator[Record]:
-    if is_dataset(source.path):
-        return read_dataset(source.path)
-    return read_records(source.path, options, on_reject=on_reject, media_store=media_store)
-
-
 def _check_pixels(record: Record, max_pixels: int) -> None:
     """The limit also holds for a data set that was converted under another."""
     for media in record.media:
         if media.kind == "image" and media.width * media.height > max_pixels:
             raise RecordError("media_too_large", f"{media.width} x {media.height} pixels, the limit is {max_pixels:,}")
-
-
-def _rejected(record: Record, error: RecordError) -> Reject:
-    return Reject(
-        file=record.source.file,
-        ordinal=record.source.ordinal,
-        sub=None,
-        id=record.id,
-        reason=error.reason,
-        detail=error.detail,
-    )
 
 
 def _check_rejects(rejects: Sequence[Reject], max_rejects: int) -> None:

@@ -16,6 +16,7 @@ from aria_finetune.data.tiles import tile_count
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Media, Message, Record
 from aria_finetune.errors import MediaError
+from aria_finetune.media.inspection import Inspector
 from aria_finetune.media.videos import VideoLimits, choose_times, probe_video, timestamp
 
 SMALL, LARGE = 490, 980
@@ -42,7 +43,7 @@ class Viewing:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One picture of a row: an image, or the frame of a video at `time` seconds.
+    """One picture of a row: an image, the frame of a video at `time` seconds, or the page `page` of a document.
 
     `tile` is the side of its tiles in pixels, `tiles` how many it becomes.
     """
@@ -51,6 +52,7 @@ class Sight:
     tile: int
     tiles: int
     time: float | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class RowPlan:
 
     @property
     def image_count(self) -> int:
-        """Number of still images."""
+        """Number of still images, pages of documents among them."""
         return sum(sight.time is None for sight in self.sights)
 
     @property
@@ -85,7 +87,14 @@ class RowPlan:
         return len({sight.media for sight in self.sights if sight.time is not None})
 
 
-def plan_row(record: Record, viewing: Viewing, chat: ChatTokenizer, *, generation: bool = False) -> RowPlan:
+def plan_row(
+    record: Record,
+    viewing: Viewing,
+    chat: ChatTokenizer,
+    *,
+    generation: bool = False,
+    inspector: Inspector | None = None,
+) -> RowPlan:
     """Decide what the model sees of `record` within `viewing.max_tokens`.
 
     `auto` shows still images larger than 490 px at 980 where the whole row then fits, and video frames at 490.
@@ -96,11 +105,13 @@ def plan_row(record: Record, viewing: Viewing, chat: ChatTokenizer, *, generatio
         viewing: sizes, limits and the loss.
         chat: renders and counts.
         generation: drop the closing assistant turns and end with the header of one, for an answer to be generated.
+        inspector: looks into clips, in a process that can be killed; without it, this process does.
 
     Raises:
         RecordError: `too_long`, `no_label`, `unsupported_modality`, or the reason for which a video can't be used.
     """
-    clips = {index: _open_clip(media, viewing) for index, media in enumerate(record.media) if media.kind == "video"}
+    videos = [index for index, media in enumerate(record.media) if media.kind == "video"]
+    clips = {index: _open_clip(record.media[index], viewing, inspector) for index in videos}
     plan = _fitting_plan(record, viewing, chat, clips, generation=generation)
     if not generation and plan.labels == 0:
         raise RecordError("no_label", "no token of the row is in the loss")
@@ -184,6 +195,8 @@ class _Layout:
                 content.append(Text(part.text or ""))
             elif part.type == "image" and part.media is not None:
                 content.append(self._show(self._image(part.media), sights))
+            elif part.type == "document" and part.media is not None:
+                content.extend(self._pages(part.media, sights))
             elif part.type == "video" and part.media is not None:
                 content.extend(self._frames(part.media, shown[part.media], sights))
             else:
@@ -194,6 +207,13 @@ class _Layout:
         media = self.record.media[index]
         tile = self.image_tile if self.viewing.image_size != "auto" or _is_large(media) else SMALL
         return Sight(index, tile, tile_count(media.width, media.height, tile, split=self.viewing.split_images))
+
+    def _pages(self, index: int, sights: list[Sight]) -> list[Text | Picture]:
+        """Every page of a document, or the one that the source asks for, as a tile of its own."""
+        media = self.record.media[index]
+        tile = self.image_tile if self.viewing.image_size != "auto" or _is_large(media) else SMALL
+        pages = [media.page] if media.page is not None else range(1, (media.frames or 0) + 1)
+        return [self._show(Sight(index, tile, 1, page=page), sights) for page in pages]
 
     def _frames(self, index: int, times: Iterable[float], sights: list[Sight]) -> list[Text | Picture]:
         tile = SMALL if self.viewing.image_size == "auto" else self.viewing.image_size
@@ -215,7 +235,7 @@ def _image_tiles(record: Record, viewing: Viewing) -> list[int]:
     """Tile sizes to try for still images, the best first."""
     if viewing.image_size != "auto":
         return [viewing.image_size]
-    large = any(media.kind == "image" and _is_large(media) for media in record.media)
+    large = any(media.kind != "video" and _is_large(media) for media in record.media)
     return [LARGE, SMALL] if large else [SMALL]
 
 
@@ -223,9 +243,10 @@ def _is_large(media: Media) -> bool:
     return max(media.width, media.height) > SMALL
 
 
-def _open_clip(media: Media, viewing: Viewing) -> _Clip:
+def _open_clip(media: Media, viewing: Viewing, inspector: Inspector | None) -> _Clip:
+    probe = inspector.video if inspector else probe_video
     try:
-        times = probe_video(Path(media.path or ""), viewing.video_limits).times
+        times = probe(Path(media.path or ""), viewing.video_limits).times
     except MediaError as error:
         raise RecordError(error.reason, error.detail) from error
     return _Clip(times, media.start, media.end, media.num_frames or viewing.num_frames)

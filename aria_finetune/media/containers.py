@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from aria_finetune.errors import MediaError
 from aria_finetune.media.paths import require_regular_file
 from aria_finetune.media.signatures import HEAD_BYTES, looks_like
+from aria_finetune.media.signs_of_life import give_sign
 
 _MIME_OF_FORMAT = {
     "mov,mp4,m4a,3gp,3g2,mj2": "video/mp4",
@@ -79,7 +80,9 @@ def moving_streams(container: InputContainer) -> list[VideoStream]:
 def demux(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:
     """The packets of the given streams, or of all, each stream's end marked by an empty packet."""
     try:
-        yield from container.demux(*streams)
+        for packet in container.demux(*streams):
+            give_sign()
+            yield packet
     except IndexError:
         # PyAV (18.1) marks the ends last and trips over streams that appeared in mid-file; ours come before those.
         return

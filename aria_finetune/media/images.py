@@ -130,6 +130,15 @@ def flatten(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
+def image_type(head: bytes) -> str:
+    """The type of an image of a listed kind, from the first bytes of its file.
+
+    Raises:
+        MediaError: `media_unreadable`, it is no such image.
+    """
+    return _reader_for(head)[1]
+
+
 @contextmanager
 def _opened(source: Path | bytes, limits: ImageLimits) -> Iterator[tuple[ImageFile.ImageFile, str]]:
     with _bytes_of(source) as stream:
@@ -140,7 +149,7 @@ def _opened(source: Path | bytes, limits: ImageLimits) -> Iterator[tuple[ImageFi
             with _STRICT_LOADING:
                 # Not Image.open: its own bomb check is one global for the whole process, and ours decides.
                 image = reader(stream, "")
-                _check_size(image.size, limits)
+                require_size(image.size, limits)
                 yield image, mime
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise MediaError("media_too_large", str(error)) from error
@@ -173,7 +182,12 @@ def _reader_for(head: bytes) -> tuple[Reader, str]:
     raise MediaError("media_unreadable", f"not an image that can be read; it looks like: {looks_like(head)}")
 
 
-def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+def require_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    """Refuse a picture that is too large, too small or too narrow.
+
+    Raises:
+        MediaError: `media_too_large` or `media_too_small`.
+    """
     width, height = size
     if width * height > limits.max_pixels:
         raise MediaError("media_too_large", f"{width}x{height} pixels; the limit is {limits.max_pixels} in all")
@@ -213,22 +227,23 @@ _STRICT_LOADING = _StrictLoading()
 
 def _header_orientation(image: ImageFile.ImageFile) -> int:
     stream = image.fp
-    if isinstance(image, PngImagePlugin.PngImageFile) and "exif" not in image.info and stream is not None:
-        # Pillow would decode the whole picture to learn whether an eXIf chunk follows the pixels.
-        return _orientation(lambda: _late_png_exif(stream))
-    return _orientation(image.getexif)
+    if not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info or stream is None:
+        return _orientation(image.getexif)
+    late = _late_png_exif(stream)
+    if late is not None:
+        image.info["exif"] = late
+    # Not that of the PNG: it would decode the whole picture to learn whether an eXIf chunk follows the pixels.
+    return _orientation(lambda: Image.Image.getexif(image))
 
 
-def _late_png_exif(stream: IO[bytes]) -> Image.Exif:
-    exif = Image.Exif()
+def _late_png_exif(stream: IO[bytes]) -> bytes | None:
     stream.seek(8)
     while len(head := stream.read(8)) == 8:
         length = int.from_bytes(head[:4], "big")
         if head[4:] == b"eXIf":
-            exif.load(b"Exif\0\0" + stream.read(length))
-            break
+            return b"Exif\0\0" + stream.read(length)
         stream.seek(length + 4, io.SEEK_CUR)
-    return exif
+    return None
 
 
 def _orientation(read_exif: Callable[[], Image.Exif]) -> int:

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,45 +20,95 @@ from aria_finetune.redaction import redact
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
 MAX_DATA_URI_BYTES = 64 * 1024 * 1024
+REMEMBERED_FOLDERS = 4096
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_NO_NAMES = frozenset({"", ".", ".."})
 _DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
+class MediaRoots:
+    """Folders in which media lie. Where the folders below them really are is found out once and remembered."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self._roots = tuple(roots)
+        self._real_roots = [os.path.realpath(root) for root in roots]
+        self._named_roots = [os.path.abspath(root) for root in roots]  # noqa: PTH100 (links stay)
+        self._real_folder = lru_cache(REMEMBERED_FOLDERS)(os.path.realpath)
+
+    def find(self, reference: str) -> str:
+        """Find the regular file that `reference` names under the first of the roots that has it.
+
+        A relative reference is tried under each root in turn; an absolute one is accepted when it lies inside a
+        root. Symlinks and `..` are followed before that is judged, so a link out of every root is refused and a
+        `..` that stays inside one passes.
+
+        Returns:
+            The real path of the file, free of links and `..`.
+
+        Raises:
+            MediaError: `media_remote` for a URL; `media_unsafe_path` for `file://`, NUL bytes, names too long for a
+                file system and paths that leave the roots; `media_unreadable` for a folder, a device, a pipe or a
+                loop of links; `media_missing` when no root has it.
+        """
+        _refuse_url(reference)
+        _refuse_unusable_name(reference)
+        outside = False
+        unreadable: str | None = None
+        for root in self._real_roots:
+            candidate = self._real(_joined(root, reference))
+            if not self._is_inside(candidate, self._real_roots):
+                outside = True
+                continue
+            found, problem = _regular_file(candidate)
+            if found:
+                return candidate
+            unreadable = unreadable or problem
+        if unreadable is not None:
+            raise MediaError("media_unreadable", f"{_shown(reference)} {unreadable}")
+        roots = _listed(self._roots)
+        if outside:
+            raise MediaError("media_unsafe_path", f"{_shown(reference)} leads outside the media roots ({roots})")
+        raise MediaError("media_missing", f"{_shown(reference)} is not under the media roots ({roots})")
+
+    def name(self, reference: str) -> str | None:
+        """The path that `reference` names under the first root, made without a look at the disk.
+
+        Returns:
+            An absolute path without `..`; None for a URL, what can't be the name of a file, and what leaves the roots.
+        """
+        roots = self._named_roots
+        # Most names are plain, and there may be a hundred million of them.
+        if roots and len(reference) <= MAX_NAME_BYTES and _PLAIN_NAME.fullmatch(reference):
+            return _joined(roots[0], reference)
+        try:
+            _refuse_url(reference)
+            _refuse_unusable_name(reference)
+        except MediaError:
+            return None
+        path = os.path.normpath(_joined(roots[0], reference)) if roots else ""
+        return path if self._is_inside(path, roots) else None
+
+    def _real(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if name in _NO_NAMES:
+            return os.path.realpath(path)
+        path = _joined(self._real_folder(folder), name)
+        return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 (a Path takes longer)
+
+    @staticmethod
+    def _is_inside(path: str, roots: Sequence[str]) -> bool:
+        return any(path == root or path.startswith(_joined(root, "")) for root in roots)
+
+
 def resolve_media(reference: str, roots: Sequence[Path]) -> Path:
-    """Find the regular file that `reference` names under the first of `roots` that has it.
-
-    A relative reference is tried under each root in turn; an absolute one is accepted when it lies inside a
-    root. Symlinks and `..` are followed before that is judged, so a link out of every root is refused and a
-    `..` that stays inside one passes.
-
-    Returns:
-        The real path of the file, free of links and `..`.
+    """Find a file as `MediaRoots.find` does.
 
     Raises:
-        MediaError: `media_remote` for a URL; `media_unsafe_path` for `file://`, NUL bytes, names too long for a
-            file system and paths that leave the roots; `media_unreadable` for a folder, a device, a pipe or a
-            loop of links; `media_missing` when no root has it.
+        MediaError: as `MediaRoots.find`.
     """
-    _refuse_url(reference)
-    _refuse_unusable_name(reference)
-    real_roots = [Path(os.path.realpath(root)) for root in roots]
-    outside = False
-    unreadable: str | None = None
-    for root in real_roots:
-        candidate = Path(os.path.realpath(root / reference))
-        if not any(candidate.is_relative_to(allowed) for allowed in real_roots):
-            outside = True
-            continue
-        found, problem = _regular_file(candidate)
-        if found:
-            return candidate
-        unreadable = unreadable or problem
-    if unreadable is not None:
-        raise MediaError("media_unreadable", f"{_shown(reference)} {unreadable}")
-    if outside:
-        raise MediaError("media_unsafe_path", f"{_shown(reference)} leads outside the media roots ({_listed(roots)})")
-    raise MediaError("media_missing", f"{_shown(reference)} is not under the media roots ({_listed(roots)})")
+    return Path(MediaRoots(roots).find(reference))
 
 
 def is_data_uri(reference: str) -> bool:
@@ -103,6 +154,10 @@ def require_regular_file(path: Path) -> None:
         raise MediaError("media_missing", f"{path} does not exist")
 
 
+def _joined(folder: str, reference: str) -> str:
+    return reference if reference.startswith("/") else f"{folder.rstrip('/')}/{reference}"
+
+
 def _refuse_url(reference: str) -> None:
     match = _SCHEME.match(reference)
     if match is None:
@@ -131,9 +186,9 @@ def _refuse_unusable_name(reference: str) -> None:
         raise MediaError("media_unsafe_path", f"{_shown(reference)} is too long for a file name")
 
 
-def _regular_file(path: Path) -> tuple[bool, str | None]:
+def _regular_file(path: str | Path) -> tuple[bool, str | None]:
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode  # noqa: PTH116 (a Path takes longer)
     except (FileNotFoundError, NotADirectoryError):
         return False, None
     except OSError as error:

@@ -102,13 +102,20 @@ class SourceSection(Section):
 
     `weight` is how many times its rows are seen per epoch: 3 takes each three times, 0.25 a quarter of them
     (rounded, at least one), and another quarter in the next epoch. Media of the rows are looked for below
-    `media_root`, or beside the source where it is empty.
+    `media_root`, or beside the source where it is empty. The other keys say how a source that is not converted is to
+    be read, as the options of `convert` do: `companions` are the files of `--with`.
     """
 
     path: Text
     format: Text = "auto"
     media_root: Paths = ()
     weight: Positive = 1.0
+    companions: Paths = ()
+    columns: dict[str, Text] = Field(default_factory=dict)
+    answers: Literal["both", "letter", "text"] = "both"
+    take: Literal["chosen"] | None = None
+    encoding: Text | None = None
+    converter: Text | None = None
 
 
 Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(as_sources)]

@@ -38,6 +38,8 @@ def tools(record: Mapping[str, Any]) -> str | None:
 
 def train_flag(turn: Mapping[str, Any], where: str) -> bool | None:
     """Whether a turn asks to be trained on: `weight` 0 or 1, `loss` or `train`; None if it does not say."""
+    if not any(key in turn for key in TRAIN_KEYS):
+        return None
     flags = {flag for key in TRAIN_KEYS if (flag := fields.optional_flag(turn, key, where)) is not None}
     if len(flags) > 1:
         raise RecordError("bad_schema", f"{where} asks both to be trained on and not to be")
@@ -46,6 +48,9 @@ def train_flag(turn: Mapping[str, Any], where: str) -> bool | None:
 
 def meta_of_turns(turns: Sequence[Mapping[str, Any]], known: Collection[str], key: str) -> dict[str, Any]:
     """What the turns hold beside the known keys, as `{key: {number of the turn: fields}}`; empty if nothing."""
-    extra = {str(number): fields.rest(turn, known) for number, turn in enumerate(turns)}
-    extra = {number: found for number, found in extra.items() if found}
+    extra = {
+        str(number): fields.rest(turn, known)
+        for number, turn in enumerate(turns)
+        if any(name not in known for name in turn)
+    }
     return {key: extra} if extra else {}

@@ -9,6 +9,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import orjson
+
 from aria_finetune.data_formats.errors import RecordError
 
 _NAMES = {dict: "object", list: "list", str: "text", bool: "true or false", type(None): "null"}
@@ -70,8 +72,16 @@ def rest(record: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
 
 
 def json_text(value: object) -> str:
-    """`value` as JSON text with the keys in their order."""
-    return json.dumps(value, ensure_ascii=False)
+    """`value` as JSON text with the keys in their order; what JSON has no form for, as decimals, becomes text."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def compact_json(value: object) -> str:
+    """The same without spaces, and quicker: for what no model reads."""
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError:  # an integer beyond 64 bits, or a lone surrogate
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 def wrong(value: object, where: str, expected: str) -> RecordError:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from aria_finetune.data_formats.building.turns import Piece, Slot, Turn
 from aria_finetune.data_formats.errors import RecordError
@@ -24,7 +23,9 @@ def has_placeholder(text: str) -> bool:
 
 def split(turn: Turn) -> Turn:
     """The turn with every placeholder in its text turned into a `Slot`."""
-    return replace(turn, pieces=tuple(_split_pieces(turn.pieces)))
+    if not any(isinstance(piece, str) and _PLACEHOLDER.search(piece) for piece in turn.pieces):
+        return turn
+    return Turn(turn.role, tuple(_split_pieces(turn.pieces)), turn.train)
 
 
 def fill(
@@ -63,10 +64,12 @@ def _split_pieces(pieces: Sequence[Piece]) -> Iterator[Piece]:
 
 
 def _put_in_place(turns: Sequence[Turn], media: dict[PartType, Iterator[MediaReference]]) -> list[Turn]:
-    return [
-        replace(turn, pieces=tuple(next(media[p.kind]) if isinstance(p, Slot) else p for p in turn.pieces))
-        for turn in turns
-    ]
+    return [_filled(turn, media) if any(isinstance(p, Slot) for p in turn.pieces) else turn for turn in turns]
+
+
+def _filled(turn: Turn, media: dict[PartType, Iterator[MediaReference]]) -> Turn:
+    pieces = tuple(next(media[piece.kind]) if isinstance(piece, Slot) else piece for piece in turn.pieces)
+    return Turn(turn.role, pieces, turn.train)
 
 
 def _put_first(turns: Sequence[Turn], media: Sequence[MediaReference]) -> list[Turn]:
@@ -74,5 +77,6 @@ def _put_first(turns: Sequence[Turn], media: Sequence[MediaReference]) -> list[T
     if first is None:
         raise RecordError("bad_roles", "no user turn that the media could go into")
     return [
-        replace(turn, pieces=(*media, *turn.pieces)) if number == first else turn for number, turn in enumerate(turns)
+        Turn(turn.role, (*media, *turn.pieces), turn.train) if number == first else turn
+        for number, turn in enumerate(turns)
     ]

@@ -9,6 +9,8 @@ import json
 import math
 from typing import Any, NoReturn
 
+_MOST_DIGITS = 308
+
 MAX_DEPTH = 100
 """How many objects and lists may lie in each other; real records have fewer than ten."""
 
@@ -84,6 +86,14 @@ def _float(digits: str) -> float:
     return value
 
 
+def _int(digits: str) -> int:
+    value = int(digits)
+    # Of a larger one no float can be made, which is what seconds and sizes become.
+    if len(digits) > _MOST_DIGITS and math.isinf(float(digits)):
+        raise StrictJSONError(f"{digits:.40} is too large a number")
+    return value
+
+
 def _may_be_deep(text: str, start: int, end: int) -> bool:
     return text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH
 
@@ -96,5 +106,5 @@ def _depth(value: object) -> int:
     return depth
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int)
 _LENIENT_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)

@@ -38,7 +38,7 @@ class Slot:
 Piece = str | MediaReference | Slot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Turn:
     """One turn of a conversation before its media are numbered; `train` as in `Message`."""
 
@@ -77,11 +77,16 @@ def draft(
     numbers: dict[MediaReference, int] = {}
     messages, dropped = [], False
     for turn in turns:
-        parts = _parts(_joined(turn.pieces), numbers)
-        kept = [part for part in parts if part.text is None or part.text.strip()]
-        if any(part.media is not None for part in parts) and len(kept) < len(parts):
-            parts, dropped = kept, True
-        messages.append(Message(role=turn.role, content=tuple(parts), train=turn.train))
+        pieces = turn.pieces
+        if len(pieces) == 1 and isinstance(pieces[0], str):  # most turns are one text
+            content: tuple[Part, ...] = (Part("text", pieces[0]),) if pieces[0] else ()
+        else:
+            parts = _parts(_joined(pieces), numbers)
+            kept = [part for part in parts if part.text is None or part.text.strip()]
+            if len(kept) < len(parts) and any(part.media is not None for part in parts):
+                parts, dropped = kept, True
+            content = tuple(parts)
+        messages.append(Message(turn.role, content, turn.train))
     names = (*repairs, "blank_text_dropped") if dropped else tuple(repairs)
     return Draft(tuple(messages), tuple(numbers), tuple(references), tools, dict(meta or {}), names, document)
 
@@ -100,9 +105,9 @@ def _parts(pieces: Iterable[Piece], numbers: dict[MediaReference, int]) -> list[
     parts = []
     for piece in pieces:
         if isinstance(piece, str):
-            parts.append(Part(type="text", text=piece))
+            parts.append(Part("text", piece))
         elif isinstance(piece, MediaReference):
-            parts.append(Part(type=piece.kind, media=numbers.setdefault(piece, len(numbers))))
+            parts.append(Part(piece.kind, None, numbers.setdefault(piece, len(numbers))))
         else:
             raise TypeError(f"a slot for {piece.kind} was never filled")
     return parts

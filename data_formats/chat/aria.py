@@ -8,9 +8,10 @@ images and a video.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from aria_finetune.data_formats.building import fields, media_fields, placeholders
+from aria_finetune.data_formats.building import chat_fields, fields, media_fields, placeholders, preference_keys
 from aria_finetune.data_formats.building.turns import Piece, Slot, Turn, draft, role
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
@@ -18,11 +19,15 @@ from aria_finetune.data_formats.record import Draft, MediaReference, Role
 
 _PART_KEYS = {"type", "text"}
 _KNOWN_KEYS = ("messages", "images", "video")
+_TURN_KEYS = ("role", "content", *chat_fields.TRAIN_KEYS)
+_VIDEO_KEYS = (*media_fields.OBJECT_KEYS, "num_frames")
 
 
 def matches(record: object) -> bool:
     """Every part of every turn has `type` and `text` at most, and `video` is an object if it is there."""
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or "videos" in record:
+        return False
+    if preference_keys.is_preference(record):
         return False
     if not isinstance(record.get("video"), dict | None) or not isinstance(record.get("images"), list | None):
         return False
@@ -49,7 +54,15 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noq
     messages = fields.array(fields.required(source, "messages", "the record"), "messages")
     turns = [_turn(message, f"messages[{number}]") for number, message in enumerate(messages)]
     turns, _ = placeholders.fill(turns, media_fields.images(source), _videos(source), add_missing=False)
-    yield draft(turns, meta=fields.rest(source, _KNOWN_KEYS))
+    meta = fields.rest(source, _KNOWN_KEYS) | _rest_of_media(source)
+    meta, dropped = media_fields.without_bytes(meta | chat_fields.meta_of_turns(messages, _TURN_KEYS, "messages"))
+    yield draft(turns, meta=meta, repairs=dropped)
+
+
+def _rest_of_media(source: dict[str, Any]) -> dict[str, Any]:
+    extra = media_fields.rest({"images": source.get("images")})
+    video = fields.rest(source["video"], _VIDEO_KEYS) if source.get("video") else {}
+    return extra | ({"video": video} if video else {})
 
 
 def _is_part(part: object) -> bool:
@@ -60,9 +73,8 @@ def _turn(message: object, where: str) -> Turn:
     turn = fields.mapping(message, where)
     content = fields.array(fields.required(turn, "content", where), f"{where}.content")
     speaker = role(turn.get("role"), where)
-    return Turn(
-        speaker, tuple(_piece(part, speaker, f"{where}.content[{number}]") for number, part in enumerate(content))
-    )
+    pieces = [_piece(part, speaker, f"{where}.content[{number}]") for number, part in enumerate(content)]
+    return Turn(speaker, tuple(pieces), chat_fields.train_flag(turn, where))
 
 
 def _piece(value: object, speaker: Role, where: str) -> Piece:
@@ -87,7 +99,7 @@ def _videos(record: dict[str, Any]) -> list[MediaReference]:
         raise fields.wrong(frames, "video.num_frames", "a whole number")
     # The original loader reads null, 0 and below as "the default number".
     wanted = frames if frames and frames > 0 else None
-    return [MediaReference("video", media_fields.reference(video, "video"), num_frames=wanted)]
+    return [replace(media_fields.medium("video", video, "video"), num_frames=wanted)]
 
 
 FORMAT = Format(

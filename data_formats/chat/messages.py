@@ -4,7 +4,7 @@
 or `image` / `video` with `path`, `url` or `base64`), or a bare part or `<image>` / `<video>` in text, filled in
 order from `image(s)` / `video(s)` beside the messages. Placeholders in text count only if such a column is there
 and no part is a medium; otherwise they are what they seem, text (noticed as `placeholder_kept_as_text`).
-A record may also be the bare list of its messages.
+A record may also be the bare list of its messages; in a table they may be JSON text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aria_finetune.data_formats.building import chat_fields, fields, media_fields, message_parts, placeholders
+from aria_finetune.data_formats.building import (
+    chat_fields,
+    fields,
+    instructions,
+    media_fields,
+    message_parts,
+    placeholders,
+    preference_keys,
+)
 from aria_finetune.data_formats.building.turns import Piece, Slot, Turn, draft, role
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
@@ -20,18 +28,28 @@ from aria_finetune.data_formats.record import Draft, MediaReference, Role
 
 _CONVERSATION_KEYS = ("messages", "conversation", "conversations")
 _COLUMN_KEYS = (*media_fields.IMAGE_KEYS, *media_fields.VIDEO_KEYS)
-_KNOWN_KEYS = frozenset({*_CONVERSATION_KEYS, "tools", *chat_fields.SYSTEM_KEYS, *media_fields.MEDIA_KEYS})
-_TURN_KEYS = ("role", "content", "tool_calls", *chat_fields.TRAIN_KEYS)
+_TOOL_KEYS = ("tools", "functions")
+_KNOWN_KEYS = frozenset({*_CONVERSATION_KEYS, *_TOOL_KEYS, *chat_fields.SYSTEM_KEYS, *media_fields.MEDIA_KEYS})
+_TURN_KEYS = ("role", "content", *message_parts.CALL_KEYS, *chat_fields.TRAIN_KEYS)
 
 
 def matches(record: object) -> bool:
     """A list of objects that say `role`, by itself or under `messages`, `conversation` or `conversations`."""
     if isinstance(record, list):
         return bool(record) and all(isinstance(turn, dict) and "role" in turn for turn in record)
-    if not isinstance(record, dict) or isinstance(record.get("video"), dict):
+    if not isinstance(record, dict) or _is_aria_video(record.get("video")) or preference_keys.is_preference(record):
         return False
     keys = _conversation_keys(record)
     return len(keys) == 1 and _say_role(record[keys[0]])
+
+
+def matches_under_messages(record: object) -> bool:
+    """Chat messages under `messages`, of which several formats are special cases."""
+    return isinstance(record, dict) and "messages" in record and matches(record)
+
+
+def _is_aria_video(video: object) -> bool:
+    return isinstance(video, dict) and "bytes" not in video
 
 
 def _say_role(turns: object) -> bool:
@@ -49,11 +67,13 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noq
     media_fields.refuse_audio(source)
     key, written = _messages(source)
     turns = [_turn(message, f"{key}[{number}]") for number, message in enumerate(written)]
+    boxes, noticed = media_fields.boxes(source, turns)
     turns, repairs = _with_media(turns, source)
-    meta = fields.rest(source, _KNOWN_KEYS)
-    meta |= chat_fields.meta_of_turns(written, _TURN_KEYS, key) | _meta_of_parts(written)
-    system = chat_fields.system_turn(source)
-    yield draft([*system, *turns], tools=chat_fields.tools(source), meta=meta, repairs=repairs)
+    meta = fields.rest(source, _KNOWN_KEYS) | media_fields.rest(source) | boxes
+    meta |= chat_fields.meta_of_turns(written, _TURN_KEYS, key) | message_parts.meta_of_parts(written)
+    meta, dropped = media_fields.without_bytes(meta)
+    turns = [*chat_fields.system_turn(source), *turns]
+    yield draft(turns, tools=_tools(source), meta=meta, repairs=(*repairs, *noticed, *dropped))
 
 
 def _conversation_keys(record: Mapping[str, Any]) -> list[str]:
@@ -66,7 +86,15 @@ def _messages(source: Mapping[str, Any]) -> tuple[str, list[Any]]:
     keys = _conversation_keys(source)
     if len(keys) != 1:
         raise RecordError("bad_schema", f"the record needs one of {', '.join(map(repr, _CONVERSATION_KEYS))}")
-    return keys[0], fields.array(source[keys[0]], keys[0])
+    value = source[keys[0]]
+    return keys[0], fields.array(instructions.parsed(value, keys[0]) if isinstance(value, str) else value, keys[0])
+
+
+def _tools(source: Mapping[str, Any]) -> str | None:
+    given = [source[key] for key in _TOOL_KEYS if source.get(key)]
+    if len(given) > 1:
+        raise RecordError("bad_schema", "both 'tools' and 'functions' are given")
+    return chat_fields.tools({"tools": given[0]}) if given else None
 
 
 def _turn(value: object, where: str) -> Turn:
@@ -76,26 +104,13 @@ def _turn(value: object, where: str) -> Turn:
 
 
 def _pieces(message: Mapping[str, Any], speaker: Role, where: str) -> Iterator[Piece]:
-    content, calls = message.get("content"), message.get("tool_calls")
+    content, calls = message.get("content"), "".join(message_parts.calls(message))
     if isinstance(content, list):
         for number, part in enumerate(content):
             yield message_parts.piece(part, f"{where}.content[{number}]")
     elif content is not None or not calls:
         yield fields.turn_text(message, "content", speaker, where)
-    if calls:
-        yield "\n" if content else ""
-        yield fields.json_text(calls)
-
-
-def _meta_of_parts(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    extra = {
-        f"{turn}.{number}": message_parts.rest(part)
-        for turn, message in enumerate(messages)
-        if isinstance(message.get("content"), list)
-        for number, part in enumerate(message["content"])
-    }
-    extra = {place: found for place, found in extra.items() if found}
-    return {"parts": extra} if extra else {}
+    yield calls
 
 
 def _with_media(turns: list[Turn], source: Mapping[str, Any]) -> tuple[list[Turn], tuple[str, ...]]:
@@ -141,6 +156,9 @@ FORMAT = Format(
         "tool calls become JSON text of the assistant; a content of null is allowed only beside them",
         "a URL is media_remote: nothing is fetched",
         "a file with one list per line needs two lines or more to be told from one JSON array",
+        "an assistant turn alone is bad_roles; write text to pretrain on as plain-text",
+        "objects of ms-swift stay in the metadata with their coordinate system, and <bbox> in text stays as it is",
+        "a record with a rejected answer, or with true or false under label, is one of preferences",
     ),
     keys=_KNOWN_KEYS,
     matches=matches,

@@ -1,231 +1,209 @@
-"""From a file or folder to parsed records, one by one: JSON Lines, a JSON array, or a single JSON object.
+"""A source as its files, and each file as records: the one door to all readers.
 
-What a file holds is told by its bytes, not its name. Nothing here knows a format; a record is any JSON value.
-JSON Lines in UTF-8 are read line by line; arrays and UTF-16 or UTF-32 files are held in memory as text.
+A record is any value; nothing here knows a format. Files are told apart by their bytes, and records are read in
+extents, which may be read by different processes and in any order.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
-from aria_finetune.data_formats.building import strict_json
-from aria_finetune.data_formats.errors import FormatError, RecordError
+from aria_finetune.data_formats.errors import FormatError
+from aria_finetune.data_formats.reading import (
+    archives,
+    fast_json,
+    json_array,
+    json_lines,
+    listings,
+    parquet,
+    text_tables,
+)
+from aria_finetune.data_formats.reading.contents import Contents, decoded, look, open_utf8, read_all
+from aria_finetune.data_formats.reading.extents import WHOLE, Extent, Tally
 
-# UTF-32 little endian begins with the mark of UTF-16, so it is tried first.
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-    (codecs.BOM_UTF8, "utf-8"),
-)
-_OTHER_CONTENTS = (
-    (b"\x1f\x8b", "compressed with gzip", "decompress it first"),
-    (b"PK\x03\x04", "a zip archive", "unpack it first"),
-    (b"PAR1", "a Parquet file", "write it out as JSON Lines first"),
-    (b"version https://git-lfs", "a git-LFS pointer, not the file", "run `git lfs pull`"),
-)
+Layout = Literal["lines", "rows"]
+
+FIRST_CHOICES = ("train.jsonl", "metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names by which a folder says which of its files lists the records."""
+
+_DATA_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".tar", ".tgz", ".gz")
+_NO_SOURCES = frozenset({"dataset_info.json", "manifest.json", "rejects.jsonl", "report.json"})
 _WRAPPER_KEYS = ("data", "records", "rows", "examples", "samples", "items")
-_JSON_SPACE = " \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class SourceItem:
-    """A record and its place, counted from 0 over records and not over lines, or why it can't be parsed."""
+class SourceFile:
+    """A file of a source, its name for people and reports, and what it holds."""
 
-    ordinal: int
-    record: object | RecordError
-
-
-def locate(path: Path) -> Path:
-    """The file to read for a source: itself, or for a folder its `train.jsonl` or only `.json` / `.jsonl` file.
-
-    Raises:
-        FormatError: nothing there, or several files to choose from.
-    """
-    if not path.is_dir():
-        if not path.exists():
-            raise FormatError("there is no such file or folder", where=str(path), fix="check the path")
-        return path
-    if (path / "train.jsonl").is_file():
-        return path / "train.jsonl"
-    files = sorted(entry for entry in path.iterdir() if entry.suffix in {".json", ".jsonl"} and entry.is_file())
-    if len(files) == 1:
-        return files[0]
-    if files:
-        names = ", ".join(file.name for file in files)
-        raise FormatError(f"the folder holds several data files: {names}", where=str(path), fix="name one of them")
-    there = ", ".join(sorted(entry.name for entry in islice(path.iterdir(), 10))) or "nothing"
-    fix = "name the data file itself"
-    raise FormatError(f"the folder holds no .json or .jsonl file; there is: {there}", where=str(path), fix=fix)
+    path: Path
+    name: str
+    contents: Contents
 
 
-def read_source(path: Path) -> Iterator[SourceItem]:
-    """The records of a file or folder in order; blank lines are skipped, a bad line is one bad record.
+def locate(path: Path, encoding: str | None = None) -> list[SourceFile]:
+    """The files of a source, in the order in which their records count.
 
-    A file that begins with `[` is a JSON array, unless its first line is a whole list and another line follows. A
-    single object is one record, unless it is only a wrapper: a list under `data` or the like, and plain values.
+    A file is its own source. Of a folder it is the first of `FIRST_CHOICES`, else its only data file; several are one
+    source if they are Parquet or tar files, or if only a number tells their names apart. A folder of PDFs, or of
+    folders of images, is a source itself.
 
     Raises:
-        FormatError: no such file, bytes that are not text, a broken array, or no record at all.
+        FormatError: nothing there, nothing that can be read, or several files to choose from.
+        OSError: it can't be read.
     """
-    file = locate(path)
+    if path.is_dir():
+        listed = listings.kind_of(path) if not _data_files(path) else None
+        if listed is not None:
+            return [SourceFile(path, path.resolve().name, Contents(listed))]
+        return [_described(file, encoding) for file in _chosen(path)]
+    if not path.exists():
+        raise FormatError("there is no such file or folder", where=str(path), fix="check the path")
+    return [_described(path, encoding)]
+
+
+def with_layout(file: SourceFile, layout: Layout) -> SourceFile:
+    """The file with its text to be read as plain lines, or as rows of a table with a header."""
+    kind: Literal["text_lines", "table"] = "text_lines" if layout == "lines" else "table"
+    return replace(file, contents=replace(file.contents, kind=kind))
+
+
+def cut(file: SourceFile, size: int, tail: int = 1) -> list[Extent]:
+    """The file in extents of about `size` bytes; a single one where it can only be read from its beginning.
+
+    `tail` is for JSON lists, as `json_array.cut` has it.
+    """
+    match file.contents.kind:
+        case "json_lines":
+            return json_lines.cut(file.path, file.contents, size)
+        case "json_array":
+            return json_array.cut(file.path, file.contents, size, tail)
+        case "parquet":
+            return parquet.cut(file.path, file.contents, size)
+        case _:
+            return [WHOLE]
+
+
+def count(file: SourceFile, extent: Extent) -> Tally:
+    """Records and lines in an extent, so that those behind it can be numbered."""
+    match file.contents.kind:
+        case "json_lines":
+            return json_lines.count(file.path, file.contents, extent)
+        case "json_array":
+            return json_array.count(file.path, file.contents, extent)
+        case "parquet":
+            return parquet.count(file.path, file.contents, extent)
+        case _:
+            return Tally()
+
+
+def read(file: SourceFile, extent: Extent = WHOLE, before: Tally = Tally()) -> Iterator[object]:  # noqa: B008 (frozen)
+    """The records of an extent in order, and a `RecordError` for each that can't be parsed.
+
+    Raises:
+        FormatError: the file as a whole can't be read; it names the file.
+        WrongGuess: a JSON list has to be read as a whole.
+    """
     try:
-        yield from _records(file)
+        yield from _read(file, extent, before)
     except FormatError as error:
-        raise FormatError(error.message, where=error.where or str(file), fix=error.fix) from error
+        raise FormatError(error.message, where=error.where or str(file.path), fix=error.fix) from error
 
 
-def _records(file: Path) -> Iterator[SourceItem]:
-    lines = ((number, line) for number, line in enumerate(_lines(file), 1) if line.strip(_JSON_SPACE))
-    head = list(islice(lines, 2))
-    if not head:
-        raise FormatError("there is no record in it", fix="check that it is the file you mean; it is empty")
-    if _is_one_document(head):
-        return _records_of_document(_text(file))
-    return _records_of_lines(chain(head, lines))
+def head(file: SourceFile, size: int) -> list[object]:
+    """The first `size` records; raises as `read` does."""
+    return list(islice(read(file), size))
 
 
-def _is_one_document(head: list[tuple[int, str]]) -> bool:
-    first = head[0][1].strip(_JSON_SPACE)
-    if first[0] not in "[{":
-        return False
-    if len(head) == 1:
-        return True
-    if _is_value(first):
-        return False
-    # A broken first line of JSON Lines is told from the head of an indented object by what follows it.
-    return first[0] == "[" or not head[1][1].lstrip(_JSON_SPACE).startswith("{")
+def unwrapped(document: object) -> list[object]:
+    """The records of a JSON object that is only their wrapper: one list under a usual name, and plain values.
 
-
-def _is_value(text: str) -> bool:
-    try:
-        return strict_json.end_of_value(text, 0) == len(text)
-    except (json.JSONDecodeError, strict_json.StrictJSONError):
-        return False
-
-
-def _records_of_lines(lines: Iterable[tuple[int, str]]) -> Iterator[SourceItem]:
-    for ordinal, (number, line) in enumerate(lines):
-        try:
-            yield SourceItem(ordinal, strict_json.loads(line))
-        except json.JSONDecodeError as error:
-            yield SourceItem(ordinal, RecordError("bad_json", f"line {number}, column {error.colno}: {error.msg}"))
-        except strict_json.StrictJSONError as error:
-            yield SourceItem(ordinal, RecordError("bad_json", f"line {number}: {error.message}"))
-
-
-def _records_of_document(text: str) -> Iterator[SourceItem]:
-    start = _skip_space(text, 0)
-    if text[start] == "[":
-        return _records_of_array(text, start)
-    return _records_of_object(text)
-
-
-def _records_of_object(text: str) -> Iterator[SourceItem]:
-    try:
-        value = strict_json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        yield SourceItem(0, RecordError("bad_json", f"{place}: {error.msg}"))
-        return
-    except strict_json.StrictJSONError as error:
-        yield SourceItem(0, RecordError("bad_json", error.message))
-        return
-    for ordinal, record in enumerate(_unwrapped(value)):
-        yield SourceItem(ordinal, record)
-
-
-def _unwrapped(value: object) -> list[object]:
-    inner = [item for item in value.values() if isinstance(item, dict | list)] if isinstance(value, dict) else []
+    Raises:
+        FormatError: the list is empty.
+    """
+    inner = [item for item in document.values() if isinstance(item, dict | list)] if isinstance(document, dict) else []
     for key in _WRAPPER_KEYS:
-        if isinstance(value, dict) and len(inner) == 1 and isinstance(value.get(key), list):
-            return list(value[key])
-    return [value]
+        if isinstance(document, dict) and len(inner) == 1 and isinstance(document.get(key), list):
+            if not document[key]:
+                raise FormatError("there is no record in it", fix=f"check that it is the file you mean; its {key!r} is empty")
+            return list(document[key])
+    return [document]
 
 
-def _records_of_array(text: str, start: int) -> Iterator[SourceItem]:
-    place, ordinal = _skip_space(text, start + 1), 0
-    while not text.startswith("]", place):
-        item, place = _array_item(text, place, ordinal)
-        yield item
-        ordinal += 1
-        place = _skip_space(text, place)
-        if text.startswith(",", place):
-            place = _skip_space(text, place + 1)
-            if text.startswith("]", place):
-                raise _broken(text, place, "a comma with no record behind it")
-        elif not text.startswith("]", place):
-            raise _broken(text, place, "a comma or the end of the list is missing")
-    if ordinal == 0:
-        raise FormatError("there is no record in it", fix="check that it is the file you mean; its list is empty")
-    if _skip_space(text, place + 1) != len(text):
-        raise _broken(text, _skip_space(text, place + 1), "there is more behind the end of the list")
+def _read(file: SourceFile, extent: Extent, before: Tally) -> Iterator[object]:  # noqa: PLR0911 (a table)
+    path, contents = file.path, file.contents
+    match contents.kind:
+        case "json_lines":
+            return json_lines.read(path, contents, extent, before)
+        case "json_array":
+            return json_array.read(path, contents, extent, before)
+        case "json_object":
+            return iter([_document(path, contents)])
+        case "text_lines" | "text":
+            return text_tables.read_lines(path, contents)
+        case "table":
+            return text_tables.read_rows(path, contents)
+        case "parquet":
+            return parquet.read(path, contents, extent, before)
+        case "tar":
+            return archives.read(path, contents)
+        case "class_folders":
+            return listings.labelled_images(path)
+        case "pdf_folder":
+            return listings.pdfs(path)
 
 
-def _array_item(text: str, start: int, ordinal: int) -> tuple[SourceItem, int]:
+def _document(path: Path, contents: Contents) -> object:
+    with open_utf8(path, contents) as stream:
+        data = read_all(stream, path, contents)
+    values = fast_json.parse_lines([data])
+    if values is not None:
+        return values[0]
+    return fast_json.parse_document(decoded(data, "utf-8", contents.mark))
+
+
+def _described(path: Path, encoding: str | None) -> SourceFile:
     try:
-        record, end = strict_json.decode(text, start, whole=False)
-        return SourceItem(ordinal, record), end
-    except json.JSONDecodeError as error:
-        raise _broken(text, error.pos, error.msg) from error
-    except strict_json.StrictJSONError as error:
-        problem = error.message
-    try:
-        return SourceItem(ordinal, RecordError("bad_json", problem)), strict_json.end_of_value(text, start)
-    except json.JSONDecodeError as error:
-        raise _broken(text, error.pos, error.msg) from error
-    except strict_json.StrictJSONError as error:
-        raise _broken(text, start, error.message) from error
+        return SourceFile(path, path.name, look(path, encoding))
+    except FormatError as error:
+        raise FormatError(error.message, where=error.where or str(path), fix=error.fix) from error
 
 
-def _broken(text: str, place: int, problem: str) -> FormatError:
-    line = text.count("\n", 0, place) + 1
-    column = place - (text.rfind("\n", 0, place) + 1) + 1
-    return FormatError(f"broken JSON array at line {line}, column {column}: {problem}", fix="mend the file there")
+def _data_files(folder: Path) -> list[Path]:
+    files = (entry for entry in folder.iterdir() if entry.name.lower().endswith(_DATA_ENDINGS))
+    return sorted((file for file in files if file.name not in _NO_SOURCES and file.is_file()), key=_by_number)
 
 
-def _skip_space(text: str, place: int) -> int:
-    while place < len(text) and text[place] in _JSON_SPACE:
-        place += 1
-    return place
+def _by_number(file: Path) -> tuple[list[tuple[int, str]], str]:
+    """`part-10` comes behind `part-9`."""
+    pieces = re.split(r"(\d+)", file.name)
+    return [(int(piece), "") if piece.isdecimal() and piece.isascii() else (-1, piece) for piece in pieces], file.name
 
 
-def _lines(file: Path) -> Iterator[str]:
-    """The lines of a file without their ends; a line ends at a line feed only."""
-    encoding, mark = _encoding(file)
-    if encoding != "utf-8":
-        yield from _text(file).split("\n")
-        return
-    with file.open("rb") as stream:
-        offset = stream.seek(len(mark))
-        for line in stream:
-            yield _decoded(line, encoding, offset)
-            offset += len(line)
+def _chosen(folder: Path) -> list[Path]:
+    for name in FIRST_CHOICES:
+        if (folder / name).is_file():
+            return [folder / name]
+    files = _data_files(folder)
+    if len(files) == 1 or (files and _are_shards(files)):
+        return files
+    if files:
+        names = ", ".join(file.name for file in files[:10]) + (", ..." if len(files) > 10 else "")
+        raise FormatError(f"the folder holds several data files: {names}", where=str(folder), fix="name one of them")
+    there = ", ".join(sorted(entry.name for entry in islice(folder.iterdir(), 10))) or "nothing"
+    fix = "name the data file itself"
+    raise FormatError(f"the folder holds no data file; there is: {there}", where=str(folder), fix=fix)
 
 
-def _text(file: Path) -> str:
-    encoding, mark = _encoding(file)
-    return _decoded(file.read_bytes()[len(mark) :], encoding, len(mark))
+def _are_shards(files: list[Path]) -> bool:
+    if all(file.suffix == ".parquet" for file in files) or all(_is_tar(file) for file in files):
+        return True
+    return len({re.sub(r"\d+", "0", file.name) for file in files}) == 1
 
 
-def _encoding(file: Path) -> tuple[str, bytes]:
-    with file.open("rb") as stream:
-        head = stream.read(32)
-    for magic, what, fix in _OTHER_CONTENTS:
-        if head.startswith(magic):
-            raise FormatError(f"it is {what}", fix=fix)
-    return next(((name, mark) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), ("utf-8", b""))
-
-
-def _decoded(data: bytes, encoding: str, offset: int) -> str:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        message = f"byte {offset + error.start} is not {encoding.upper()}: {error.reason}"
-        raise FormatError(message, fix="write the file out as UTF-8") from error
+def _is_tar(file: Path) -> bool:
+    return file.name.endswith((".tar", ".tar.gz", ".tgz"))

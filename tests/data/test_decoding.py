@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from aria_finetune.data import decoding_process
-from aria_finetune.data.decoding import SERVER, Decoder
+from aria_finetune.data.decoding import Decoder
 from aria_finetune.data.tiles import Tile, fit_tile, make_tiles
 from aria_finetune.errors import MediaError, UserError
 from aria_finetune.media.images import ImageLimits, open_image
@@ -266,7 +266,7 @@ class TestHashes:
 class TestHangs:
     @pytest.mark.parametrize("word", ["sleep", "spin", "stubborn"])
     def test_a_picture_is_given_up_at_the_deadline(self, hostile, tmp_path, word, monkeypatch):
-        monkeypatch.setattr("aria_finetune.data.decoding.GRACE_SECONDS", 0.5)
+        monkeypatch.setattr("aria_finetune.media.isolation.GRACE_SECONDS", 0.5)
         good = picture(tmp_path / "good.png")
         show(hostile, good)
         before, began = process_id(hostile), time.monotonic()
@@ -350,7 +350,7 @@ class TestCrashes:
 
 class TestProcess:
     def test_it_loads_nothing_heavy(self):
-        code = f"import sys, {SERVER}; print(*sys.modules)"
+        code = f"import sys, {Decoder.SERVER}; print(*sys.modules)"
         loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         heavy = {"torch", "transformers", "trl", "peft", "datasets", "pydantic", "yaml", "matplotlib", "hypothesis"}
         assert {"av", "PIL", "numpy"} <= set(loaded.stdout.split())

@@ -269,10 +269,28 @@ class TestLoss:
 
     def test_a_part_that_can_not_be_shown(self, letter_chat, make_record):
         record = make_record([("user", ["?"]), ("assistant", ["Yes."])])
-        page = replace(record.messages[0], content=(Part("document", media=0),))
+        page = replace(record.messages[0], content=(Part("document"),))
         with pytest.raises(RecordError) as refused:
             plan_row(replace(record, messages=(page, record.messages[1])), Viewing(), letter_chat)
         assert refused.value.reason == "unsupported_modality"
+
+
+class TestDocuments:
+    @pytest.mark.parametrize(("pages", "page", "shown"), [(3, None, [1, 2, 3]), (3, 2, [2])])
+    def test_pages_are_pictures(self, letter_chat, make_record, pages, page, shown):
+        document = Media("document", "/a.pdf", "", "application/pdf", 612, 792, frames=pages, page=page)
+        plan = plan_row(make_record([("user", [0, "?"]), ("assistant", ["Yes."])], [document]), Viewing(), letter_chat)
+        assert [(sight.page, sight.time, sight.tile, sight.tiles) for sight in plan.sights] == [
+            (number, None, 980, 1) for number in shown
+        ]
+        text = len("user\n?\nassistant\nYes.\n") + 4
+        assert plan.tokens == text + len(shown) * (256 + 2)
+        assert plan.image_count == len(shown)
+
+    def test_pages_are_smaller_where_all_of_them_would_not_fit(self, letter_chat, make_record):
+        document = Media("document", "/a.pdf", "", "application/pdf", 612, 792, frames=10)
+        record = make_record([("user", [0, "?"]), ("assistant", ["Yes."])], [document])
+        assert {sight.tile for sight in plan_row(record, Viewing(max_tokens=1400), letter_chat).sights} == {490}
 
 
 class TestPrompts:

@@ -295,11 +295,13 @@ def test_an_evaluation_that_lost_all_of_its_rows_ends_the_run(
 
 
 DECODER = """
-import json, os, time
+import json, os, sys, time
 import av
 from PIL import JpegImagePlugin, PngImagePlugin
 
 DEEDS = json.load(open(os.path.join(os.path.dirname(__file__), "deeds.json")))
+if "aria_finetune.data.decoding_process" not in sys.orig_argv:
+    DEEDS = {}  # planning looks into clips in another process, and finds them sound
 
 def misbehave(path):
     if DEEDS.get(str(path)) == "sleep":

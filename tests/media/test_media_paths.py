@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aria_finetune.errors import MediaError
-from aria_finetune.media.paths import decode_data_uri, is_data_uri, require_regular_file, resolve_media
+from aria_finetune.media.paths import MediaRoots, decode_data_uri, is_data_uri, require_regular_file, resolve_media
 
 
 @pytest.fixture
@@ -132,6 +132,54 @@ def test_a_missing_file_names_the_roots(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reference", ["", "  ", "a.jpg/b.jpg", "nowhere/../../root/nothing.jpg"])
 def test_what_names_nothing_is_missing(root: Path, reference: str) -> None:
     assert refused(reference, [root]).reason == "media_missing"
+
+
+def test_what_was_found_once_is_judged_anew(root: Path, tmp_path: Path) -> None:
+    roots = MediaRoots([root])
+    assert roots.find("images/b.jpg") == str(root / "images" / "b.jpg")
+    (root / "images" / "b.jpg").unlink()
+    with pytest.raises(MediaError, match="media_missing"):
+        roots.find("images/b.jpg")
+    (root / "images" / "b.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(MediaError, match="media_unsafe_path"):
+        roots.find("images/b.jpg")
+    (root / "images" / "b.jpg").unlink()
+    (root / "images" / "b.jpg").symlink_to("../a.jpg")
+    assert roots.find("images/b.jpg") == str(root / "a.jpg")
+
+
+def test_a_folder_that_is_a_link_is_followed_every_time(root: Path, tmp_path: Path) -> None:
+    (root / "inside").symlink_to("images")
+    (root / "outside").symlink_to(tmp_path)
+    roots = MediaRoots([root])
+    for _ in range(2):
+        assert roots.find("inside/b.jpg") == str(root / "images" / "b.jpg")
+        assert roots.find("inside/../a.jpg") == str(root / "a.jpg")
+        with pytest.raises(MediaError, match="media_unsafe_path"):
+            roots.find("outside/secret.jpg")
+
+
+def test_a_root_may_be_that_of_the_file_system(root: Path) -> None:
+    assert resolve_media(str(root / "a.jpg"), [Path("/")]) == root / "a.jpg"
+    assert resolve_media(str(root / "a.jpg")[1:], [Path("/")]) == root / "a.jpg"
+    assert MediaRoots([Path("/")]).name("etc/passwd") == "/etc/passwd"
+
+
+@pytest.mark.parametrize(
+    ("reference", "named"),
+    [("images/b.jpg", "images/b.jpg"), ("./x/../nothing.jpg", "nothing.jpg"), ("../root/a.jpg", "a.jpg")],
+)
+def test_a_name_is_made_without_looking(root: Path, reference: str, named: str) -> None:
+    assert MediaRoots([root, root / "images"]).name(reference) == str(root / named)
+    assert MediaRoots([root]).name(str(root / "images" / "nothing.jpg")) == str(root / "images" / "nothing.jpg")
+
+
+@pytest.mark.parametrize(
+    "reference", ["../secret.jpg", "../root-2/a.jpg", "/etc/passwd", "s3://bucket/a.jpg", "a\0.jpg", "", "x" * 300]
+)
+def test_what_names_no_file_of_a_root(root: Path, reference: str) -> None:
+    assert MediaRoots([root]).name(reference) is None
+    assert MediaRoots([]).name("a.jpg") is None
 
 
 def test_without_roots_everything_is_missing() -> None:

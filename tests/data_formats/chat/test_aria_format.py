@@ -3,6 +3,8 @@
 import copy
 
 import pytest
+from hypothesis import given, settings
+from mutated_records import convert_or_reject, mutations
 
 from aria_finetune.data_formats.chat.aria import FORMAT
 from aria_finetune.data_formats.errors import RecordError
@@ -117,8 +119,49 @@ def test_an_answer_without_text(answer):
         convert(source)
 
 
+def test_what_stands_beside_is_kept_but_for_bytes():
+    source = record([VIDEO, IMAGE, said("What?")], video={"path": "v.mp4", "num_frames": 8, "fps": 25}, icon=b"x")
+    source["images"] = [{"bytes": b"\x89", "path": "a.png", "width": 3}]
+    source["messages"][1] |= {"id": 1, "loss": False}
+    draft = convert(source)
+    assert draft.media == (
+        MediaReference("video", "v.mp4", num_frames=8),
+        MediaReference("image", "a.png", content=b"\x89"),
+    )
+    assert draft.meta == {"images": {"0": {"width": 3}}, "video": {"fps": 25}, "messages": {"1": {"id": 1}}}
+    assert draft.messages[1].train is False
+    assert draft.repairs == ("bytes_dropped",)
+
+
+@pytest.mark.parametrize("more", [{"rejected": "a"}, {"label": True}, {"videos": []}, {"images": "a.jpg"}])
+def test_what_is_something_else(more):
+    assert FORMAT.matches(record([said("What?")]))
+    assert not FORMAT.matches(record([said("What?")]) | more)
+
+
+@pytest.mark.parametrize(
+    ("source", "marked"),
+    [
+        (record([said("What?")]), False),
+        (record([IMAGE]), True),
+        (record([said("What?")], video={"path": "v.mp4"}), True),
+        (record([{"type": "image", "path": "a.jpg"}]), False),
+        ({"messages": None, "video": {"path": "v.mp4"}}, False),
+        ("text", False),
+    ],
+)
+def test_marks(source, marked):
+    assert FORMAT.marks(source) is marked
+
+
 def test_the_source_record_is_left_as_it_was():
     source = record([IMAGE, said("What?")], images=["a.jpg"])
     before = copy.deepcopy(source)
     convert(source)
     assert source == before
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(source=mutations(FORMAT.example, record([VIDEO], video={"path": "v.mp4", "num_frames": 8})))
+def test_only_record_errors_are_raised(source):
+    convert_or_reject(FORMAT, source)

@@ -1,7 +1,10 @@
 """LLaVA records and their relatives against canonical ones written by hand, and the rules for every conversation."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from aria_finetune.data_formats.chat import llava
 from aria_finetune.data_formats.chat.llava import FORMAT
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Draft, MediaReference, Message, Part
@@ -88,6 +91,124 @@ def test_line_breaks_between_images_are_dropped_and_counted():
     assert draft.repairs == ("blank_text_dropped",)
 
 
+def test_system_prompt_image_and_video_in_one_record():
+    source = record(("human", "<video> and <image>?"), TELL, system_prompt="Look.", image="a.jpg", video="v.mp4")
+    assert convert(source) == Draft(
+        messages=(
+            Message("system", (text("Look."),)),
+            Message("user", (video(0), text(" and "), image(1), text("?"))),
+            Message("assistant", (text("A cat."),)),
+        ),
+        media=(MediaReference("video", "v.mp4"), MediaReference("image", "a.jpg")),
+    )
+
+
+def test_m4_instruct():
+    told = {
+        "sample_id": 7,
+        "metadata": {"dataset": "pairs", "question_type": "multi-choice"},
+        "choice_list": ["a", "b"],
+    }
+    draft = convert(record(("human", "<image><image>Which?"), ("gpt", "a"), image=["1.jpg", "2.jpg"], **told))
+    assert draft.messages[0].content == (image(0), image(1), text("Which?"))
+    assert draft.meta == told
+    assert draft.references == ()
+
+
+def test_llava_video_calls_a_video_an_image():
+    source = record(("human", "<image>\nWhat happens?"), TELL, video="academic/a.mp4", data_source="0_30_s", id="a")
+    draft = convert(source)
+    assert draft.messages[0].content == (video(0), text("\nWhat happens?"))
+    assert draft.media == (MediaReference("video", "academic/a.mp4"),)
+    assert draft.meta == {"data_source": "0_30_s", "id": "a"}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What?", "A cat.\nQA_GT_caption_based_noisy"),
+        ("What?", "A cat.QA_GT_caption_based_noisy"),
+        ("What?\nQA_GT_caption_based_noisy", "A cat."),
+    ],
+)
+def test_the_marker_of_noise_is_taken_out_of_the_text(question, answer):
+    draft = convert(record(("human", f"<video>{question}"), ("gpt", answer), video="v"))
+    assert draft.messages[0].content == (video(0), text("What?"))
+    assert draft.messages[1].content == (text("A cat."),)
+    assert draft.repairs == ("noise_marker_removed",)
+
+
+def test_an_answer_of_noise_alone_is_empty():
+    with pytest.raises(RecordError, match="empty_answer"):
+        convert(record(ASK, ("gpt", "\nQA_GT_caption_based_noisy")))
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("a.jpg", MediaReference("image", "sets/one/a.jpg", alternatives=("a.jpg",))),
+        ("../a.jpg", MediaReference("image", "sets/one/../a.jpg", alternatives=("../a.jpg",))),
+        ("/data/a.jpg", MediaReference("image", "/data/a.jpg")),
+        ("https://host/a.jpg", MediaReference("image", "https://host/a.jpg")),
+        ("data:image/png;base64,AA==", MediaReference("image", "data:image/png;base64,AA==")),
+        ({"bytes": b"x", "path": "a.jpg"}, MediaReference("image", "a.jpg", content=b"x")),
+    ],
+)
+def test_data_path_goes_in_front_of_names(name, reference):
+    draft = convert(record(("human", "<image>"), TELL, image=name, data_path="sets/one/"))
+    assert draft.media == (reference,)
+    assert draft.meta == {}
+
+
+def test_without_a_data_path_names_are_as_they_are():
+    assert convert(record(ASK, TELL, video="v", data_path="")).media == (MediaReference("video", "v"),)
+
+
+class TestPackedRecords:
+    def test_each_is_a_conversation(self):
+        packed = [record(ASK, TELL, image="a.jpg", id=1), record(("human", "<video>"), TELL, video="v.mp4")]
+        assert list(FORMAT.convert(packed)) == [*FORMAT.convert(packed[0]), *FORMAT.convert(packed[1])]
+
+    def test_a_bad_one_does_not_lose_the_others(self):
+        packed = [record(ASK, TELL), record(ASK, TELL, image=5), "text", record(ASK, TELL)]
+        candidates = list(FORMAT.convert(packed))
+        assert [type(candidate) for candidate in candidates] == [Draft, RecordError, RecordError, Draft]
+        assert [candidate.reason for candidate in candidates[1:3]] == ["bad_schema", "bad_schema"]
+        assert "item 2" in candidates[2].detail
+
+    def test_an_empty_one_is_bad(self):
+        with pytest.raises(RecordError, match="bad_schema"):
+            list(FORMAT.convert([]))
+
+
+@pytest.mark.parametrize(
+    ("source", "matched"),
+    [
+        (record(ASK, TELL), True),
+        ({"conversations": None}, True),
+        ([record(ASK, TELL), record(ASK, TELL)], True),
+        ([record(ASK, TELL), {}], False),
+        ([], False),
+        ([{"from": "human", "value": "a"}], False),
+        ({"conversation": [{"from": "human", "value": "a"}]}, False),
+        ({"conversations": [{"role": "user", "content": "a"}]}, False),
+        (record(ASK, chosen={"from": "gpt", "value": "a"}, rejected={"from": "gpt", "value": "b"}), False),
+        (record(ASK, TELL, label=True), False),
+        ("text", False),
+    ],
+)
+def test_matches(source, matched):
+    assert FORMAT.matches(source) is matched
+
+
+def test_bytes_of_a_table_stay_out_of_the_metadata():
+    images = [{"bytes": b"x", "path": None, "size": 3}]
+    draft = convert(record(("human", "<image>"), TELL, images=images, thumbnail=b"y"))
+    assert draft.media == (MediaReference("image", "images[0]", content=b"x"),)
+    assert draft.meta == {"images": {"0": {"size": 3}}}
+    assert draft.repairs == ("bytes_dropped",)
+
+
 def test_tool_turns_and_tools():
     tools = '[{"name": "f"}]'
     source = record(ASK, ("function_call", '{"name": "f"}'), ("observation", "7"), TELL, tools=tools)
@@ -142,6 +263,7 @@ def test_an_answer_about_tags_is_text():
         (record(ASK, TELL, image="a", images=["b"]), "bad_schema"),
         (record(ASK, TELL, video=[["f1.jpg", "f2.jpg"]]), "bad_schema"),
         (record(ASK, TELL, system=3), "bad_schema"),
+        (record(ASK, TELL, data_path=["a"]), "bad_schema"),
         (record(ASK, TELL, system="a", system_prompt="b"), "bad_schema"),
         (record(ASK, TELL, tools="not JSON"), "bad_schema"),
         (record(ASK, TELL, audio="a.wav"), "unsupported_modality"),
@@ -192,3 +314,80 @@ def test_control_tokens_are_kept_and_noticed(token, in_answer):
     draft = convert(record(*turns))
     assert draft.messages[int(in_answer)].content == (text(f"a{token}b"),)
     assert draft.repairs == ("control_token_in_text",)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 9)
+    | st.sampled_from(["human", "gpt", "<image>", "<video>", "", "a.jpg"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["from", "value", "path"]), inner),
+    max_leaves=8,
+)
+WHOLE = record(("human", "<image>What?<video>"), TELL, image=["a.jpg"], video="v.mp4", system="s", data_path="f", id=1)
+
+
+@st.composite
+def mutated(draw, value):
+    """`value` with something inside it, or all of it, replaced by any JSON or left out."""
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 4)) == 0:
+        return draw(VALUES)
+    key = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+    changed = draw(mutated(value[key]))
+    if isinstance(value, list):
+        return [changed if number == key else item for number, item in enumerate(value)]
+    return {
+        name: changed if name == key else item for name, item in value.items() if name != key or draw(st.booleans())
+    }
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(source=mutated(WHOLE) | mutated([WHOLE, WHOLE]))
+def test_only_record_errors_are_raised(source):
+    FORMAT.matches(source)
+    try:
+        candidates = list(FORMAT.convert(source))
+    except RecordError:
+        return
+    assert candidates
+    for draft in (candidate for candidate in candidates if isinstance(candidate, Draft)):
+        places = {part.media for message in draft.messages for part in message.content if part.media is not None}
+        assert places == set(range(len(draft.media)))
+
+
+PIECE = st.sampled_from(
+    ["<image>", "<video>", "\n", " ", "a", "b<", "QA_GT_caption_based_noisy", "<|im_end|>", "\ud800"]
+)
+USUAL = st.fixed_dictionaries(
+    {
+        "conversations": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "from": st.sampled_from(["human", "gpt", "system"]),
+                    "value": st.lists(PIECE, max_size=4).map("".join),
+                },
+                optional={"weight": st.integers(0, 1)},
+            ),
+            max_size=4,
+        )
+    },
+    optional={
+        "id": st.none() | st.text(max_size=3),
+        "image": st.sampled_from(["a.jpg", "", None, ["a.jpg"]]),
+        "n": st.floats(),
+    },
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(USUAL)
+def test_the_usual_record_is_converted_as_any_other(record):
+    quick = llava._usual_conversation(record)
+    if quick is not None:
+        assert repr(quick) == repr(llava._any_conversation(record, "the record"))
+
+
+def test_the_usual_record_goes_the_quick_way():
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A < b"}]
+    assert llava._usual_conversation({"id": "1", "image": "a.jpg", "conversations": turns}) is not None
+    assert llava._usual_conversation({"id": "1", "conversations": turns[1:]}) is not None

@@ -1,7 +1,10 @@
 """Chat messages in their many spellings against canonical records written by hand."""
 
 import pytest
+from hypothesis import given, settings
+from mutated_records import convert_or_reject, mutations
 
+from aria_finetune.data_formats.building.fields import json_text
 from aria_finetune.data_formats.chat.messages import FORMAT
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Draft, MediaReference, Message, Part
@@ -162,6 +165,105 @@ def test_tool_calls_become_text():
     assert draft.meta == {"messages": {"2": {"tool_call_id": "1"}}}
 
 
+def test_the_older_function_call():
+    call = {"name": "f", "arguments": "{}"}
+    turn = {"role": "assistant", "content": None, "function_call": call}
+    draft = convert({"messages": [user("a"), turn], "functions": [{"name": "f"}]})
+    assert draft.messages[1].content == (text(json_text(call)),)
+    assert (draft.tools, draft.meta) == (json_text([{"name": "f"}]), {})
+
+
+def test_calls_of_both_kinds_are_lines():
+    turn = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}], "function_call": {"name": "f"}}
+    written = "\n".join([json_text([{"id": "1"}]), json_text({"name": "f"})])
+    assert convert({"messages": [user("a"), turn]}).messages[1].content == (text(written),)
+
+
+def test_messages_in_a_cell_are_json_text():
+    assert convert(
+        {"messages": '[{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]'}
+    ) == (Draft((Message("user", (text("What?"),)), TOLD)))
+
+
+PNG = b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("part", "columns", "medium"),
+    [
+        (
+            {"type": "image", "image": {"bytes": PNG, "path": None}},
+            {},
+            MediaReference("image", "messages[0].content[0].image", content=PNG),
+        ),
+        ({"type": "image", "image": {"bytes": None, "path": "a.png"}}, {}, MediaReference("image", "a.png")),
+        ({"type": "video", "video": {"bytes": PNG, "path": "v.mp4"}}, {}, MediaReference("video", "v.mp4", content=PNG)),
+        ({"type": "image"}, {"images": [PNG]}, MediaReference("image", "images[0]", content=PNG)),
+        ({"type": "text", "text": "<video>"}, {"video": {"bytes": PNG, "path": None}}, MediaReference("video", "video", content=PNG)),
+    ],
+)  # fmt: skip
+def test_media_that_a_table_holds(part, columns, medium):
+    record = {"messages": [user([part]), TELL], **columns}
+    assert FORMAT.matches(record)
+    draft = convert(record)
+    assert (draft.media, draft.meta, draft.repairs) == ((medium,), {}, ())
+
+
+def test_what_stands_beside_is_kept_but_for_bytes():
+    image = {"type": "image", "image": {"bytes": PNG, "path": "a.png", "width": 3}, "thumb": PNG}
+    draft = convert({"messages": [user([image]), TELL | {"icon": PNG, "id": 1}], "more": [{"raw": PNG, "n": 1}]})
+    assert draft.meta == {"more": [{"n": 1}], "messages": {"1": {"id": 1}}, "parts": {"0.0": {"width": 3}}}
+    assert draft.repairs == ("bytes_dropped",)
+    draft = convert({"messages": [user("<image>"), TELL], "images": [{"path": "a.png", "height": 4}]})
+    assert draft.meta == {"images": {"0": {"height": 4}}}
+
+
+def test_boxes_are_kept_with_their_coordinate_system():
+    objects = {"ref": ["a cat"], "bbox": [[0.1, 0.2, 0.3, 0.4]], "bbox_type": "norm1"}
+    record = {"messages": [user("<image>Find <ref-object>."), {"role": "assistant", "content": "<bbox>"}]}
+    draft = convert(record | {"images": ["a.png"], "objects": objects})
+    assert draft.meta == {"objects": objects | {"coordinates": "xyxy 0-1"}}
+    assert draft.repairs == ("box_placeholder_kept_as_text",)
+
+
+@pytest.mark.parametrize(
+    ("record", "fits"),
+    [
+        ([user("a")], True),
+        ([user("a"), "b"], False),
+        ([{"content": "a"}], False),
+        ([], False),
+        ({"messages": None}, True),
+        ({"conversations": [user("a")]}, True),
+        ({"conversation": [user("a")], "messages": None}, True),
+        ({"conversation": [user("a")], "messages": [user("b")]}, False),
+        ({"conversations": [{"from": "human", "value": "a"}]}, False),
+        ({"text": "a"}, False),
+        ("a", False),
+    ],
+)
+def test_what_is_chat(record, fits):
+    assert FORMAT.matches(record) is fits
+
+
+@pytest.mark.parametrize(
+    ("more", "fits"),
+    [
+        ({}, True),
+        ({"label": 1}, True),
+        ({"rejected_response": None}, True),
+        ({"rejected_response": "a"}, False),
+        ({"chosen": TELL}, False),
+        ({"label": False}, False),
+        ({"kto_tag": True}, False),
+        ({"video": {"path": "v.mp4", "num_frames": 8}}, False),
+        ({"video": {"bytes": None, "path": "v.mp4"}}, True),
+    ],
+)
+def test_preferences_and_videos_of_aria_are_something_else(more, fits):
+    assert FORMAT.matches({"messages": [user("a"), TELL]} | more) is fits
+
+
 def test_a_bare_list_of_messages():
     assert convert([user("What?"), TELL]).messages == (Message("user", (text("What?"),)), TOLD)
 
@@ -199,6 +301,12 @@ def test_what_a_part_says_beside_its_name_is_kept():
         ({"messages": [user("a"), {"role": "assistant", "content": "b", "weight": 0.5}]}, "bad_schema"),
         ({"messages": [user("a"), {"role": "assistant", "content": "b", "weight": 1, "train": False}]}, "bad_schema"),
         ({"messages": None}, "bad_schema"),
+        ({"messages": "[{'role': 'user', 'content': 'a'}]"}, "bad_schema"),
+        ({"messages": "7"}, "bad_schema"),
+        ({"messages": [user("a"), TELL], "tools": [1], "functions": [2]}, "bad_schema"),
+        ({"messages": [user("<image>"), TELL], "images": [{"bytes": None, "path": None}]}, "bad_schema"),
+        ({"messages": [user("<image>"), TELL], "images": [{"bytes": 3, "path": "a"}]}, "bad_schema"),
+        ({"messages": [TELL]}, "bad_roles"),
         ({"messages": [user("a")], "conversations": []}, "bad_schema"),
         ({}, "bad_schema"),
         ({"messages": [user("a"), {"role": "assistant", "content": None}]}, "empty_answer"),
@@ -213,3 +321,19 @@ def test_bad_records(record, reason):
     with pytest.raises(RecordError) as caught:
         convert(record)
     assert caught.value.reason == reason
+
+
+PARTS = {
+    "messages": [
+        user([{"type": "image_url", "image_url": {"url": "a"}}, {"type": "image"}, {"type": "text", "value": "b"}]),
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}], "weight": 1},
+    ],
+    "images": [{"bytes": None, "path": "a"}],
+    "objects": {"bbox": [[1, 2]], "ref": [], "bbox_type": "real"},
+}
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(record=mutations(FORMAT.example, PARTS, [user("a"), TELL], words=("<bbox>", "image_url", "video_url")))
+def test_only_record_errors_are_raised(record):
+    convert_or_reject(FORMAT, record)

@@ -1,12 +1,14 @@
 """Files become records whatever their name says; a bad line costs one record, a bad file says where."""
 
 import codecs
+import gzip
 import json
 
 import pytest
 
 from aria_finetune.data_formats.errors import FormatError, RecordError
-from aria_finetune.data_formats.reading.sources import locate, read_source
+from aria_finetune.data_formats.reading import sources
+from aria_finetune.data_formats.reading.sources import locate, unwrapped
 
 RECORDS = [{"a": 1, "t": "grün 你好 \u2028"}, {"a": 2}, {"a": 3}]
 LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS)
@@ -15,12 +17,13 @@ LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS)
 def read(tmp_path, content, name="data.bin"):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(read_source(path))
+    (file,) = locate(path)
+    values = list(sources.read(file))
+    return unwrapped(values[0]) if file.contents.kind == "json_object" else values
 
 
-def records(items):
-    assert [item.ordinal for item in items] == list(range(len(items)))
-    return [f"{item.record.reason}" if isinstance(item.record, RecordError) else item.record for item in items]
+def records(values):
+    return [value.reason if isinstance(value, RecordError) else value for value in values]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_a_bad_first_line_is_one_bad_record(tmp_path, line):
 
 def test_a_bad_line_is_named(tmp_path):
     items = read(tmp_path, '{"a": 0}\n\n{"a": 1, "b":}\n')
-    assert items[1].record.detail.startswith("line 3, column 14: ")
+    assert items[1].detail.startswith("line 3, column 14: ")
 
 
 @pytest.mark.parametrize("name", ["NaN", "Infinity", "too large", "digits", "duplicate", "inner duplicate", "deep"])
@@ -157,7 +160,8 @@ def test_an_empty_file_is_an_error(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"\x1f\x8b\x08\0", "gzip"),
+        (b"\x1f\x8b\x08\0", "compressed data are damaged"),
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
         (b"PK\x03\x04..", "zip"),
         (b"PAR1....", "Parquet"),
         (b"version https://git-lfs.g", "LFS"),
@@ -168,27 +172,51 @@ def test_other_kinds_of_file_are_named(tmp_path, content, what):
         read(tmp_path, content)
 
 
-def test_lines_are_read_as_they_are_asked_for(tmp_path):
+def test_what_comes_before_a_bad_byte_is_read(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 10 + b"\xff" * 200_000)
-    items = read_source(path)
-    assert [next(items).ordinal for _ in range(10)] == list(range(10))
+    values = sources.read(locate(path)[0])
+    assert [next(values) for _ in range(10)] == [{"a": 1}] * 10
     with pytest.raises(FormatError, match="byte 90 "):
-        next(items)
+        next(values)
+
+
+def test_an_encoding_may_be_named(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes('{"a": "grün"}\n{"a": "Ende"}'.encode("cp1252"))
+    with pytest.raises(FormatError, match="byte 9 ") as caught:
+        list(sources.read(locate(path)[0]))
+    assert "--encoding" in caught.value.fix
+    assert list(sources.read(locate(path, "cp1252")[0])) == [{"a": "grün"}, {"a": "Ende"}]
+    with pytest.raises(FormatError, match="no encoding 'latin-99'"):
+        locate(path, "latin-99")
+
+
+@pytest.mark.parametrize("content", [LINES, json.dumps(RECORDS), json.dumps({"data": RECORDS})])
+def test_compressed_files(tmp_path, content):
+    assert records(read(tmp_path, gzip.compress(content.encode()))) == RECORDS
+    with pytest.raises(FormatError, match="compressed data are damaged"):
+        read(tmp_path, gzip.compress(content.encode() * 100)[:-20])
+
+
+def test_a_first_line_longer_than_what_is_looked_at(tmp_path):
+    long = {"a": "x" * (2 << 20)}
+    assert records(read(tmp_path, f"{json.dumps(long)}\n{json.dumps(long)}\n")) == [long, long]
+    assert records(read(tmp_path, json.dumps(long))) == [long]
 
 
 class TestLocate:
     def test_train_jsonl_comes_first(self, tmp_path):
         for name in ("train.jsonl", "test.jsonl", "info.json"):
             (tmp_path / name).write_text("{}")
-        assert locate(tmp_path) == tmp_path / "train.jsonl"
+        assert [file.path for file in locate(tmp_path)] == [tmp_path / "train.jsonl"]
 
     @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
     def test_the_only_file(self, tmp_path, name):
         (tmp_path / name).write_text("{}")
         (tmp_path / "images").mkdir()
         (tmp_path / "README.md").write_text("")
-        assert locate(tmp_path) == tmp_path / name
+        assert [file.path for file in locate(tmp_path)] == [tmp_path / name]
 
     def test_several_files_are_listed(self, tmp_path):
         (tmp_path / "a.json").write_text("{}")
@@ -204,3 +232,30 @@ class TestLocate:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FormatError, match="no such file"):
             locate(tmp_path / "nowhere")
+
+    def test_shards_are_one_source(self, tmp_path):
+        names = ["part-2.jsonl", "part-10.jsonl", "part-1.jsonl"]
+        for name in names:
+            (tmp_path / name).write_text("{}")
+        assert [file.name for file in locate(tmp_path)] == ["part-1.jsonl", "part-2.jsonl", "part-10.jsonl"]
+
+    def test_the_companion_of_a_file_is_no_source(self, tmp_path):
+        (tmp_path / "data.json").write_text("{}")
+        (tmp_path / "dataset_info.json").write_text("{}")
+        assert [file.name for file in locate(tmp_path)] == ["data.json"]
+
+    def test_a_folder_of_classes(self, tmp_path):
+        for name in ("dog/b.jpg", "cat/a.png", "cat/deep/c.jpg"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"")
+        (file,) = locate(tmp_path)
+        assert list(sources.read(file)) == [
+            {"file_name": "cat/a.png", "label": "cat"},
+            {"file_name": "cat/deep/c.jpg", "label": "cat"},
+            {"file_name": "dog/b.jpg", "label": "dog"},
+        ]
+
+    def test_a_folder_of_pdfs(self, tmp_path):
+        (tmp_path / "b.pdf").write_bytes(b"")
+        (tmp_path / "a.PDF").write_bytes(b"")
+        assert list(sources.read(locate(tmp_path)[0])) == [{"document": "a.PDF"}, {"document": "b.pdf"}]

@@ -1,0 +1,1 @@
+"""Formats of images with captions or the names of what they show."""

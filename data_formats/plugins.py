@@ -1,0 +1,67 @@
+"""Formats that other people write: of installed packages, and in a Python file that the user names.
+
+A package lists its formats under the entry-point group `aria_finetune.formats`; each entry is a `Format` or a tuple of
+them. A file has them as `FORMAT` or `FORMATS`. Both are code of the user's choice and are run as such.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from aria_finetune.data_formats.errors import FormatError
+from aria_finetune.data_formats.format import Format
+
+GROUP = "aria_finetune.formats"
+
+
+@lru_cache(1)
+def installed() -> tuple[Format, ...]:
+    """The formats of installed packages, by the names of their entries.
+
+    Raises:
+        FormatError: an entry can't be imported, or is no format.
+    """
+    found: list[Format] = []
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            value = entry.load()
+        except Exception as error:
+            message = f"the format {entry.name!r} of an installed package can't be imported: {error!r:.200}"
+            raise FormatError(message, where=entry.value, fix="mend or uninstall that package") from error
+        found += _formats(value, entry.value)
+    return tuple(found)
+
+
+@lru_cache(8)
+def of_file(path: Path) -> tuple[Format, ...]:
+    """The formats of a Python file, which is run.
+
+    Raises:
+        FormatError: it can't be run, or has neither `FORMAT` nor `FORMATS`.
+    """
+    name = f"aria_finetune_converter_{abs(hash(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FormatError("it is no Python file", where=str(path), fix="name a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise FormatError(f"it can't be run: {error!r:.300}", where=str(path), fix="mend the file") from error
+    value = getattr(module, "FORMATS", getattr(module, "FORMAT", None))
+    if value is None:
+        raise FormatError("it has neither FORMAT nor FORMATS", where=str(path), fix="see docs/converters.md")
+    return _formats(value, str(path))
+
+
+def _formats(value: object, where: str) -> tuple[Format, ...]:
+    values = value if isinstance(value, tuple | list) else (value,)
+    formats = tuple(item for item in values if isinstance(item, Format))
+    if len(formats) != len(values):
+        raise FormatError("it is no Format and no tuple of them", where=where, fix="see docs/converters.md")
+    return formats

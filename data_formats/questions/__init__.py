@@ -1,0 +1,1 @@
+"""Formats of one question about an image, or some, and its answer."""

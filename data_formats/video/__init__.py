@@ -1,0 +1,1 @@
+"""Formats of video data sets: questions, choices, captions and moments, one record or several per clip."""
