@@ -129,7 +129,9 @@ def unwrapped(document: object) -> list[object]:
     for key in _WRAPPER_KEYS:
         if isinstance(document, dict) and len(inner) == 1 and isinstance(document.get(key), list):
             if not document[key]:
-                raise FormatError("there is no record in it", fix=f"check that it is the file you mean; its {key!r} is empty")
+                raise FormatError(
+                    "there is no record in it", fix=f"check that it is the file you mean; its {key!r} is empty"
+                )
             return list(document[key])
     return [document]
 

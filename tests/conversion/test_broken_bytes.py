@@ -25,11 +25,24 @@ MOST_GROWN_MIB = 150
 
 
 def test_nothing_breaks_the_readers(tmp_path: Path, soak: bool) -> None:
-    told = watched(tmp_path, seed=str(time.time_ns()) if soak else SEED, first=0, seconds=SOAK_SECONDS if soak else SECONDS)
+    told = watched(
+        tmp_path, seed=str(time.time_ns()) if soak else SEED, first=0, seconds=SOAK_SECONDS if soak else SECONDS
+    )
     print(json.dumps(told, indent=1))
     assert told["grown_mib"] < MOST_GROWN_MIB
     kinds = {name.partition(":")[0] for name in told["met"]}
-    assert {"lines", "list", "document", "utf-16", "table", "plain text", "gzip", "parquet", "tar", "subtitles"} <= kinds
+    assert {
+        "lines",
+        "list",
+        "document",
+        "utf-16",
+        "table",
+        "plain text",
+        "gzip",
+        "parquet",
+        "tar",
+        "subtitles",
+    } <= kinds
     assert {"image decoded", "clip decoded", "pdf decoded", "tar converted"} <= kinds
     # What is never sound any more, or never broken, tests nothing.
     assert all(told["met"][f"{kind}: {end}"] for kind in kinds - {"parquet converted"} for end in ("read", "refused"))
