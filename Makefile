@@ -39,6 +39,7 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-# Every fault in full numbers: about an hour on two cores.
+# Every fault in full numbers: more than an hour on two cores. Figures that tests print are shown at the end.
 soak: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --soak -s tests/faults tests/data/test_decoding.py tests/run/test_determinism.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --soak -rP \
+		tests/faults tests/conversion tests/data/test_decoding.py tests/run/test_determinism.py

@@ -99,6 +99,7 @@ def _open(
             generation=generation,
             decode_media=decode_media,
             begun=begun,
+            media_timeout=recipe.data.media_timeout,
         )
 
     return Material(checkpoint, processor, chat, RowSet(), RowSet()), read

@@ -39,7 +39,7 @@ class Engine(Protocol):
         ...
 
     def convert(self, works: Sequence[Work]) -> Iterator[SplitResult]:
-        """The results of splits, in any order."""
+        """The results of splits, in any order; processes it needs are there when it returns."""
         ...
 
     def progress(self) -> tuple[int, int]:
@@ -90,11 +90,11 @@ class LocalEngine:
         """The results of splits, in any order."""
         self._records.value = self._rejects.value = 0
         if self._workers < 2 or len(works) < 2:
-            yield from self._convert_here(works)
-            return
+            return self._convert_here(works)
+        # Not when the first result is asked for: there may be threads by then, which forks do not bear.
         with self._pool_for_all():
-            for future in as_completed(self._submit(_convert, works)):
-                yield future.result()
+            futures = self._submit(_convert, works)
+        return self._results(futures)
 
     def progress(self) -> tuple[int, int]:
         """Records and rejects of this call of `convert` so far."""
@@ -110,6 +110,11 @@ class LocalEngine:
                 process.kill()
         self._pool.shutdown(wait=True)
         self._pool, self._futures = None, ()
+
+    def _results(self, futures: Sequence[Future[SplitResult]]) -> Iterator[SplitResult]:
+        with self._pool_for_all():
+            for future in as_completed(futures):
+                yield future.result()
 
     def _submit(self, function: Callable[[T], R], items: Sequence[T]) -> Sequence[Future[R]]:
         if self._pool is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from aria_finetune.conversion.work import SplitResult, Work, Worker
@@ -16,6 +18,9 @@ from aria_finetune.errors import UserError
 
 _END_SECONDS = 60.0
 """How long to wait for tasks to end that are of no use any more; one may hang on a network disk."""
+
+_POLL_SECONDS = 0.5
+"""How long Ray waits at a time: it heeds no signal meanwhile."""
 
 
 class RayEngine:
@@ -28,10 +33,9 @@ class RayEngine:
             raise UserError("ray is not installed", fix="pip install 'aria-finetune[ray]'") from error
         self._ray: Any = ray
         self._done = [0, 0]
+        self._here = Path.cwd()
         if not ray.is_initialized():
             # The cluster's size is its own when there is one.
-            import os  # noqa: PLC0415
-
             address = os.environ.get("RAY_ADDRESS")
             size = {} if address else {"num_cpus": workers}
             with _handlers_kept():
@@ -39,39 +43,45 @@ class RayEngine:
 
     def count(self, extents: Sequence[tuple[SourceFile, Extent]]) -> Iterable[Tally]:
         """The tallies of extents, in their order."""
-        count = self._ray.remote(sources.count)
-        with _signals_told():
-            return self._ray.get([count.remote(*extent) for extent in extents])  # type: ignore[no-any-return]
+        count = self._ray.remote(_count)
+        tasks = [count.remote(self._here, *extent) for extent in extents]
+        tallies = dict(self._results(tasks))
+        return [tallies[task] for task in tasks]
 
     def convert(self, works: Sequence[Work]) -> Iterator[SplitResult]:
         """The results of splits, in any order."""
         self._done = [0, 0]
         convert = self._ray.remote(_convert)
-        waiting = [convert.remote(work) for work in works]
+        for _, result in self._results([convert.remote(self._here, work) for work in works]):
+            self._done = [self._done[0] + result.report.source_records, self._done[1] + result.report.rejected]
+            yield result
+
+    def _results(self, tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Tasks with what they gave, as they come. Where one fails all are ended: none may go on writing beside what
+        comes next.
+        """
+        waiting = tasks
         try:
             while waiting:
                 with _signals_told():
-                    ready, waiting = self._ray.wait(waiting)
-                for task in ready:
-                    result = self._result(task)
-                    self._done = [self._done[0] + result.report.source_records, self._done[1] + result.report.rejected]
-                    yield result
+                    ready, waiting = self._ray.wait(waiting, timeout=_POLL_SECONDS)
+                    results = [(task, self._result(task)) for task in ready]
+                yield from results
         except BaseException:
-            self._end(waiting)
+            for task in waiting:
+                self._ray.cancel(task, force=True)
+            if waiting:
+                self._ray.wait(waiting, num_returns=len(waiting), timeout=_END_SECONDS)
             raise
 
-    def _result(self, task: Any) -> SplitResult:
+    def _result(self, task: Any) -> Any:
         try:
-            with _signals_told():
-                return self._ray.get(task)  # type: ignore[no-any-return]
+            return self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
-
-    def _end(self, tasks: Sequence[Any]) -> None:
-        """None may go on writing beside what comes next."""
-        for task in tasks:
-            self._ray.cancel(task, force=True)
-        self._ray.wait(tasks, num_returns=len(tasks), timeout=_END_SECONDS) if tasks else None
+        except self._ray.exceptions.RayError as error:
+            fix = "start it again, which goes on with what is not done yet"
+            raise UserError(f"a process of the conversion was lost: {error!s:.300}", fix=fix) from error
 
     def progress(self) -> tuple[int, int]:
         """Records and rejects of finished splits."""
@@ -97,7 +107,13 @@ def _signals_told() -> Iterator[None]:
         raise error.__cause__ or error from None
 
 
-def _convert(work: Work) -> SplitResult:
+def _count(here: Path, file: SourceFile, extent: Extent) -> Tally:
+    os.chdir(here)
+    return sources.count(file, extent)
+
+
+def _convert(here: Path, work: Work) -> SplitResult:
+    os.chdir(here)  # paths may be relative
     worker = Worker()
     try:
         return worker.run(work, lambda _records, _rejects: None)

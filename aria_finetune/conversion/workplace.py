@@ -140,10 +140,12 @@ def full_disk_told(folder: Path, output: Path) -> Iterator[None]:
 
 
 def _still_needed(folder: Path, written: int) -> int | None:
-    """By what the finished splits took; None before one is finished."""
-    finished = len(list((folder / PARTS).glob("?????.json")))
+    """By what splits have taken so far, those that are under way for halves; None before one is finished."""
+    names = [path.name for path in (folder / PARTS).glob("?????.*")]
+    finished = sum(name.count(".") == 1 for name in names)
+    done = finished + (sum(name.count(".") == 2 for name in names) - finished) / 2
     plan = read_plan(folder)
-    return written * (len(plan["splits"]) - finished) // finished if plan and finished else None
+    return int(written * (len(plan["splits"]) - done) / done) if plan and finished else None
 
 
 def _shown(count: int) -> str:

@@ -95,8 +95,9 @@ def _run(
         todo = [split for split in plan.splits if split.number not in finished]
         done = sum(result.report.source_records for result in finished.values())
         try:
+            results = engine.convert([_work(plan, split, folder) for split in todo])
             with _watched(engine, watch, plan, done):
-                for _ in engine.convert([_work(plan, split, folder) for split in todo]):
+                for _ in results:
                     pass
             break
         except WrongGuess:
@@ -106,8 +107,8 @@ def _run(
             # What is wrong with the source will still be wrong next time.
             clear(folder)
             raise
-    results = [read_result(folder, split) for split in plan.splits]
-    return [result for result in results if result is not None], plan
+    every = [read_result(folder, split) for split in plan.splits]
+    return [result for result in every if result is not None], plan
 
 
 def _work(plan: ConversionPlan, split: Split, folder: Path) -> Work:
@@ -187,7 +188,10 @@ def _too_many(report: ConversionReport, results: Sequence[SplitResult], output: 
 def _manifest(report: ConversionReport, shards: list[Shard], plan: ConversionPlan, folder: Path) -> dict[str, Any]:
     files = [path for path in (folder / MEDIA_FOLDER).rglob("*") if path.is_file()]
     sources = [file.source.path for file in plan.files]
-    companions = sorted({path for file in plan.files for _, path in file.companions})
+    companions = sorted(
+        {path for file in plan.files for _, path in file.companions}
+        | {file.dataset_info for file in plan.files if file.dataset_info is not None}
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "converter_version": __version__,

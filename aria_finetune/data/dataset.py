@@ -90,7 +90,7 @@ class RowSet:
         return dict(sorted(Counter(reject.reason for reject in self.rejects).items()))
 
 
-def load_rows(
+def load_rows(  # noqa: PLR0913 (settings of a recipe, each by its name)
     sources: Sequence[DataSource],
     viewing: Viewing,
     chat: ChatTokenizer,
@@ -101,6 +101,7 @@ def load_rows(
     generation: bool = False,
     decode_media: bool = False,
     begun: BegunRows | None = None,
+    media_timeout: float = 30.0,
 ) -> RowSet:
     """Read and plan every row of `sources`.
 
@@ -114,13 +115,14 @@ def load_rows(
         generation: plan prompts for answers to be generated.
         decode_media: decode the pictures of raw sources instead of only reading their headers.
         begun: rows of a run that goes on. One of them whose files were lost keeps its place, marked as lost.
+        media_timeout: seconds that a step of looking into one medium may take.
 
     Raises:
         TooManyRejects: more records were rejected than `max_rejects`.
         UserError: a source can't be read, a row is too long and `too_long` is `fail`, or no row is left.
     """
     rows = RowSet()
-    with closing(Inspector()) as inspector:
+    with closing(Inspector(media_timeout)) as inspector:
         reading = _Reading(rows, viewing, chat, media_store, inspector, begun, generation)
         for source in sources:
             options = source.options(decode=decode_media, max_pixels=max_pixels, evaluation=generation)

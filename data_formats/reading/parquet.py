@@ -43,8 +43,13 @@ def read(file: Path, contents: Contents, extent: Extent, before: Tally) -> Itera
         FormatError: the file is damaged.
     """
     with _opened(file) as table:
-        for batch in table.iter_batches(BATCH_ROWS, row_groups=list(_groups(table, extent))):
+        groups = _groups(table, extent)
+        left = sum(table.metadata.row_group(group).num_rows for group in groups)
+        for batch in table.iter_batches(BATCH_ROWS, row_groups=list(groups)):
+            left -= batch.num_rows
             yield from batch.to_pylist()
+        if left:
+            raise ValueError(f"{left} of its rows are not there")
 
 
 def _groups(table: Any, extent: Extent) -> range:
@@ -58,8 +63,15 @@ def _opened(file: Path) -> Iterator[Any]:
 
     try:
         with parquet.ParquetFile(file) as table:
+            groups = range(table.metadata.num_row_groups)
+            if sum(table.metadata.row_group(group).num_rows for group in groups) != table.metadata.num_rows:
+                raise ValueError("its row groups hold more or fewer rows than it says")  # noqa: TRY301 (told below)
+            names = table.schema_arrow.names
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise FormatError(f"it has two columns {twice!r:.60}", fix="give every column its own name")
             yield table
-    except (pa.ArrowException, ValueError, OSError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the content
         raise FormatError(f"the Parquet file is damaged: {error!s:.200}", fix="get the file again") from error

@@ -52,17 +52,19 @@ def find_delimiter(file: Path, contents: Contents) -> str:
     Raises:
         FormatError: there is none.
     """
+    broken: FormatError | None = None
     for delimiter in DELIMITERS:
         with open_utf8(file, contents) as stream:
             rows = islice(_rows(stream, contents, delimiter, strict=False), _SNIFFED_ROWS)
             try:
                 lengths = [len(row) for row in rows]
-            except _BrokenTable:
+            except _BrokenTable as error:
+                broken = error
                 continue
         # Bad rows are told one by one later, so that most must agree and not all.
         if lengths and lengths[0] > 1 and lengths.count(lengths[0]) * 2 > len(lengths):
             return delimiter
-    raise FormatError(
+    raise broken or FormatError(
         "it is neither JSON nor a table with a header",
         fix="give JSON Lines, a JSON list, or a table whose cells are separated by commas or tabs",
     )

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import sample_files
+from process_watch import memory_mib, tree
 
 from aria_finetune.conversion import ConversionOptions, convert
 from aria_finetune.conversion.dataset import is_dataset
@@ -298,11 +299,9 @@ def read_subtitles(data: bytes, chance: random.Random) -> None:
     assert all(cue.text.strip() for cue in read.cues)
 
 
-def memory_mib(process: int | str = "self") -> float:
-    """The most memory that a process has used so far."""
-    status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) / 1024 if found else 0.0
+def memory() -> float:
+    """The most memory that this process, and the one in which media are looked into, have used, in MiB."""
+    return sum(memory_mib(process) for process in tree(os.getpid()))
 
 
 def numbered(first: int, seconds: float) -> Iterator[int]:
@@ -322,7 +321,7 @@ def main(folder: Path, seed: str, first: int, seconds: float) -> None:
     files = seeds(folder)
     kinds = list(files)
     reader = Reader(folder)
-    after_one_round: float | None = None
+    at_first: float | None = None
     number = first
     for number in numbered(first, seconds):
         kind = kinds[number % len(kinds)]
@@ -330,12 +329,12 @@ def main(folder: Path, seed: str, first: int, seconds: float) -> None:
         breaker = Breaker((seed, number))
         reader.read(kind, breaker.mended(kind, breaker.broken(files[kind])), breaker)
         if number - first == 5 * len(kinds):
-            after_one_round = memory_mib()
+            at_first = memory()
     told: dict[str, Any] = {
         "cases": number - first + 1,
         "met": dict(sorted(reader.met.items())),
-        "grown_mib": memory_mib() - (after_one_round or memory_mib()),
-        "peak_mib": memory_mib(),
+        "grown_mib": memory() - (at_first or memory()),
+        "peak_mib": memory(),
     }
     reader.inspector.close()
     print(json.dumps(told), flush=True)

@@ -64,7 +64,11 @@ class MemoryWatch:
 
     def _sample(self) -> None:
         with self._lock:
+            command = _command(self._process)
             for process in tree(self._process):
+                # One that has just been forked shares all that it seems to have.
+                if process != self._process and _command(process) == command:
+                    continue
                 self._peaks[process] = max(self._peaks.get(process, 0.0), memory_mib(process))
 
 
@@ -78,6 +82,13 @@ def tree(process: int) -> Iterator[int]:
             continue
         for child in found:
             yield from tree(int(child))
+
+
+def _command(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def memory_mib(process: int) -> float:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 from conversion_sources import mixed_records, names, steady, text_record, write_list, write_source, written
+from rich.console import Console
 
 from aria_finetune.conversion import ConversionOptions, convert, engines, writing
 from aria_finetune.conversion.engines import LocalEngine, default_workers
 from aria_finetune.conversion.engines import engine as open_engine
 from aria_finetune.conversion.plan import SPLIT_BYTES, ConversionPlan
 from aria_finetune.conversion.work import SplitResult, Work
+from aria_finetune.conversion_progress import ConversionProgress
 from aria_finetune.data_formats.reading import json_array, sources
 from aria_finetune.data_formats.reading.contents import Contents
 from aria_finetune.data_formats.reading.extents import Extent, Tally
@@ -259,6 +261,19 @@ def test_counting_in_several_processes(tmp_path: Path) -> None:
         counted = list(engine.count(extents))
     assert counted == list(LocalEngine(1).count(extents))
     assert sum(tally.records for tally in counted) == 300
+
+
+def test_processes_start_before_the_thread_that_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork keeps the locks that other threads hold, and lets none of them go."""
+    threads: list[int] = []
+    fork = os.fork
+    monkeypatch.setattr(os, "fork", lambda: threads.append(threading.active_count()) or fork())
+    for part in range(3):  # each in one piece, so that nothing is counted before
+        write_source(tmp_path / "in" / f"part-{part}.jsonl", [text_record(part)])
+    before = threading.active_count()
+    with open_engine("local", 2) as engine:
+        convert(tmp_path / "in", tmp_path / "out", ANY_REJECTS, engine, ConversionProgress(Console(quiet=True)))
+    assert threads == [before, before]
 
 
 def test_a_small_source_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,6 +285,8 @@ class TestDatasetInfo:
         (record,) = written(tmp_path / "out")
         assert [part["text"] for message in record["messages"] for part in message["content"]] == ["Who?", "Ann."]
         assert json.loads(record["meta"]) == {"meta": {"nr": 7}}
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        assert [file["file"] for file in manifest["sources"]] == ["mine.jsonl", "dataset_info.json"]
 
     def test_a_table_of_other_files_says_nothing(self, source: Path) -> None:
         table = {"other": {**TABLE["mine"], "file_name": "other.jsonl"}}

@@ -76,7 +76,7 @@ def test_a_disk_that_runs_full(
         assert told[1] == str(disk / "out")
         written, more, free = (float(number) * MIB for number in told.groups()[1:])
         assert written == pytest.approx(needed / 2, abs=4 * picture_bytes)
-        assert written + more == pytest.approx(needed, rel=0.4)
+        assert written + more == pytest.approx(needed, rel=0.5)
         assert free < 4 * picture_bytes
         finished = {path.name: path.stat().st_mtime_ns for path in parts.glob("?????.json")}
         assert kept.items() <= finished.items(), "what was done is done again"
