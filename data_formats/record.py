@@ -96,6 +96,24 @@ class Media:
     page: int | None = None
     origin: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """The medium as plain JSON types."""
+        return {
+            "kind": self.kind,
+            "path": self.path,
+            "sha256": self.sha256,
+            "mime": self.mime,
+            "width": self.width,
+            "height": self.height,
+            "frames": self.frames,
+            "duration": self.duration,
+            "start": self.start,
+            "end": self.end,
+            "num_frames": self.num_frames,
+            "page": self.page,
+            "origin": self.origin,
+        }
+
 
 @dataclass(slots=True)
 class Source:
@@ -105,6 +123,15 @@ class Source:
     file: str
     ordinal: int
     converter_version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The source as plain JSON types."""
+        return {
+            "format": self.format,
+            "file": self.file,
+            "ordinal": self.ordinal,
+            "converter_version": self.converter_version,
+        }
 
 
 @dataclass(slots=True)
@@ -121,14 +148,25 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types, every field present."""
-        # dataclasses.asdict copies every value and took a third of a conversion's time.
-        return _plain(self) | {
+        # All that is converted goes through here: written out it takes a third of the time that orjson takes to find
+        # the fields of a dataclass with slots, and a tenth of that of dataclasses.asdict.
+        return {
+            "id": self.id,
             "messages": [
-                _plain(message) | {"content": [_plain(part) for part in message.content]} for message in self.messages
+                {
+                    "role": message.role,
+                    "content": [
+                        {"type": part.type, "text": part.text, "media": part.media} for part in message.content
+                    ],
+                    "train": message.train,
+                }
+                for message in self.messages
             ],
-            "media": [_plain(medium) for medium in self.media],
+            "media": [medium.to_dict() for medium in self.media],
             "references": list(self.references),
-            "source": _plain(self.source),
+            "tools": self.tools,
+            "meta": self.meta,
+            "source": self.source.to_dict(),
         }
 
     @classmethod
@@ -147,10 +185,6 @@ class Record:
             meta=data["meta"],
             source=Source(**data["source"]),
         )
-
-
-def _plain(item: Part | Message | Media | Source | Record) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in item.__slots__}
 
 
 def _message(data: Mapping[str, Any]) -> Message:

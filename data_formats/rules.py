@@ -60,27 +60,31 @@ def _check_roles(messages: tuple[Message, ...], *, evaluation: bool) -> None:
 
 def _check_answers(messages: tuple[Message, ...]) -> None:
     for number, message in enumerate(messages):
-        if _is_empty_answer(message):
+        if message.role == "assistant" and _is_empty(message):
             raise RecordError("empty_answer", f"turn {number} is an assistant turn without text")
 
 
-def _is_empty_answer(message: Message) -> bool:
-    if message.role != "assistant":
-        return False
-    return all(part.text is None or not part.text.strip() for part in message.content)
+def _is_empty(message: Message) -> bool:
+    for part in message.content:  # noqa: SIM110 (a generator takes twice as long)
+        if part.text and not part.text.isspace():
+            return False
+    return True
 
 
 def _is_nothing(message: Message) -> bool:
-    return _is_empty_answer(message) and all(part.media is None for part in message.content)
+    return message.role == "assistant" and _is_empty(message) and all(part.media is None for part in message.content)
 
 
 def _check_characters(draft: Draft) -> str:
     """All texts of the messages in one, if neither they nor anything else holds what UTF-8 can't."""
-    texts = [part.text for message in draft.messages for part in message.content if part.text is not None]
-    joined = "\n".join(texts)
-    names = [medium.reference for medium in draft.media]
-    meta = fields.compact_json(draft.meta) if draft.meta else ""
-    _check_text("".join([joined, *names, *draft.references, draft.tools or "", meta]))
+    joined = "\n".join([part.text for message in draft.messages for part in message.content if part.text])
+    _check_text(joined)
+    for medium in draft.media:
+        _check_text(medium.reference)
+    if draft.references or draft.tools:
+        _check_text("".join([*draft.references, draft.tools or ""]))
+    if draft.meta:
+        _check_text(fields.compact_json(draft.meta))
     return joined
 
 

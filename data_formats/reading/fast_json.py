@@ -70,7 +70,7 @@ def _parsed(text: bytes, lines: Sequence[bytes] | None) -> list[object] | None:
 
 def _structure(text: bytes) -> bytes:
     """The brackets and colons outside of strings."""
-    if b"\\" in text:
+    if b'\\"' in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     # Taking out two quotes that have come to stand side by side leaves every other character as far inside or outside
     # of a string as it was.

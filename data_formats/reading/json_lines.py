@@ -12,7 +12,7 @@ from aria_finetune.data_formats.reading import fast_json
 from aria_finetune.data_formats.reading.contents import LONGEST_LINE, Contents, decoded, open_utf8, read_some
 from aria_finetune.data_formats.reading.extents import WHOLE, Extent, Tally
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 17
 _SPACE = b" \t\r"
 
 
