@@ -1,19 +1,24 @@
 """Formats that other people write: of installed packages, and in a Python file that the user names.
 
 A package lists its formats under the entry-point group `aria_finetune.formats`; each entry is a `Format` or a tuple of
-them. A file has them as `FORMAT` or `FORMATS`. Both are code of the user's choice and are run as such.
+them. A file has them as `FORMAT` or `FORMATS`. Both are code of the user's choice and are run as such. Where a
+converter of theirs fails on a record with an error of any kind, that record is rejected, and the error is told.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from aria_finetune.data_formats.errors import FormatError
-from aria_finetune.data_formats.format import Format
+from aria_finetune.data_formats.errors import FormatError, RecordError
+from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
+from aria_finetune.data_formats.record import Draft
 
 GROUP = "aria_finetune.formats"
 
@@ -64,4 +69,26 @@ def _formats(value: object, where: str) -> tuple[Format, ...]:
     formats = tuple(item for item in values if isinstance(item, Format))
     if len(formats) != len(values):
         raise FormatError("it is no Format and no tuple of them", where=where, fix="see docs/converters.md")
-    return formats
+    return tuple(replace(form, convert=_Guarded(form)) for form in formats)
+
+
+class _Guarded:
+    """A converter whose slips cost a record each, and not the conversion."""
+
+    def __init__(self, form: Format) -> None:
+        self._form = form
+        self._told = f"the converter {form.name}"
+
+    def __call__(self, record: object, context: Context = PLAIN) -> Iterator[Candidate]:
+        try:
+            for candidate in self._form.convert(record, context):
+                yield candidate if isinstance(candidate, Draft | RecordError) else self._no_draft(candidate)
+        except (RecordError, FormatError):
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            told = f"{type(error).__name__}: {error!s:.200} ({Path(place.filename).name}:{place.lineno})"
+            raise RecordError("bad_schema", f"{self._told} failed with {told}") from error
+
+    def _no_draft(self, candidate: object) -> RecordError:
+        return RecordError("bad_schema", f"{self._told} gave a {type(candidate).__name__}, not a Draft")

@@ -178,7 +178,8 @@ def _type_of(name: str, content: bytes = b"") -> str:
 
 
 def _type_of_name(name: str) -> str:
-    return _type_of_ending(name[max(name.rfind("."), 0) :][-_LONGEST_ENDING:])
+    end = name[-_LONGEST_ENDING:]
+    return _type_of_ending(end[end.rfind(".") :])
 
 
 @lru_cache(1024)

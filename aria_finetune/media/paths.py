@@ -35,6 +35,7 @@ class MediaRoots:
         self._roots = tuple(roots)
         self._real_roots = [os.path.realpath(root) for root in roots]
         self._named_roots = [os.path.abspath(root) for root in roots]  # noqa: PTH100 (links stay)
+        self._below = _joined(self._named_roots[0], "") if roots else ""
         self._real_folder = lru_cache(REMEMBERED_FOLDERS)(os.path.realpath)
 
     def find(self, reference: str) -> str:
@@ -78,10 +79,10 @@ class MediaRoots:
         Returns:
             An absolute path without `..`; None for a URL, what can't be the name of a file, and what leaves the roots.
         """
-        roots = self._named_roots
         # Most names are plain, and there may be a hundred million of them.
-        if roots and len(reference) <= MAX_NAME_BYTES and _PLAIN_NAME.fullmatch(reference):
-            return _joined(roots[0], reference)
+        if self._below and len(reference) <= MAX_NAME_BYTES and _PLAIN_NAME.fullmatch(reference):
+            return self._below + reference
+        roots = self._named_roots
         try:
             _refuse_url(reference)
             _refuse_unusable_name(reference)

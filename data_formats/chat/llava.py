@@ -82,25 +82,27 @@ def _usual_conversation(source: Mapping[str, Any]) -> Draft | None:
         content = _usual_content(turn, image)
         if content is None:
             return None
-        places += len(content) > 0 and (content[0].media is not None or content[-1].media is not None)
+        places += len(content) == 2
         messages.append(Message(_USUAL_ROLES[turn["from"]], content))
     meta = {key: value for key, value in source.items() if key not in _KNOWN_KEYS}
-    if places != (image is not None) or not all(type(value) in _PLAIN_TYPES for value in meta.values()):
+    if places != (image is not None) or not _PLAIN_TYPES.issuperset(map(type, meta.values())):
         return None
     return Draft(tuple(messages), (MediaReference("image", image),) if image else (), (), None, meta)
 
 
-def _usual_content(turn: object, image: str | None) -> tuple[Part, ...] | None:
-    """The parts of a turn of nothing but text, and `<image>` before or behind it."""
+def _usual_content(turn: object, image: str | None) -> tuple[Part, ...] | None:  # noqa: PLR0911 (a shape each)
+    """The part of a turn of nothing but text, or its two parts where `<image>` stands before or behind it."""
     if type(turn) is not dict or len(turn) != 2:
         return None
     speaker, text = turn.get("from"), turn.get("value")
     if type(speaker) is not str or speaker not in _USUAL_ROLES:
         return None
-    if type(text) is not str or _NOISE in text or "<video>" in text:
+    if type(text) is not str or _NOISE in text:
         return None
-    if "<image>" not in text:
+    if "<" not in text:
         return (Part("text", text),) if text else ()
+    if "<video>" in text or "<image>" not in text:
+        return None if "<video>" in text else (Part("text", text),)
     before, _, behind = text.partition("<image>")
     if image is None or "<image>" in behind or (before and behind) or not (before + behind).strip():
         return None
