@@ -17,7 +17,7 @@ from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
 
-_NUMBERED = re.compile(r"(?P<name>[^\t]+)#(?P<number>\d+)\t(?P<caption>[^\t]*)")
+_NUMBERED = re.compile(r"(?P<name>[^\t]+)#(?P<number>\d{1,9})\t(?P<caption>[^\t]*)")
 _TABBED = re.compile(r"(?P<name>[^\t]+)\t(?P<caption>[^\t]*)")
 _WITH_COMMA = re.compile(r"(?P<name>[^\t,]+),(?P<caption>.*)", re.DOTALL)
 _HEADER = re.compile(r"(?:image|image_name|file_?name)[\t,](?:caption|comment|text)", re.IGNORECASE)

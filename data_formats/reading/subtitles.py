@@ -28,7 +28,7 @@ _BYTE_ORDER_MARKS = (
 )
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?"
 _TIMING = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
-_NUMBER = re.compile(r"\s*\d{1,9}\s*")
+_NUMBER = re.compile(r"\s*(\d{1,9})\s*")
 _TAG = re.compile(
     r"</?(?:c|b|i|u|s|v|ruby|rt|lang|font|span)(?:[.\s][^<>]*)?/?>|<(?:\d+:)?\d+:\d+[.,]\d+>|\{\\[^{}]*\}",
     re.IGNORECASE,
@@ -128,7 +128,14 @@ def _blocks(text: str, *, web: bool) -> Iterator[Cue]:
         else:
             body, number = _without_number(following, number, last=count + 1 == len(timings))
         plain = _TAG.sub("", "\n".join(body))
-        yield Cue(_seconds(match.groups()[:4]), _seconds(match.groups()[4:]), html.unescape(plain) if web else plain)
+        yield Cue(_seconds(match.groups()[:4]), _seconds(match.groups()[4:]), _unescaped(plain) if web else plain)
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # an entity with more digits than Python makes a number of
+        return text
 
 
 def _until_blank(lines: Sequence[str]) -> Sequence[str]:
@@ -138,7 +145,8 @@ def _until_blank(lines: Sequence[str]) -> Sequence[str]:
 
 
 def _number_before(lines: Sequence[str], place: int) -> int | None:
-    return int(lines[place - 1]) if place and _NUMBER.fullmatch(lines[place - 1]) else None
+    found = _NUMBER.fullmatch(lines[place - 1]) if place else None
+    return int(found[1]) if found else None
 
 
 def _without_number(lines: Sequence[str], number: int | None, *, last: bool) -> tuple[Sequence[str], int | None]:

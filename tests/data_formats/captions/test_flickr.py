@@ -52,6 +52,7 @@ def test_there_may_be_a_header(header):
     [
         ("1.jpg A dog", "bad_schema"),
         ("1.jpg#x\tA dog", "bad_schema"),
+        pytest.param(f"1.jpg#{'9' * 5000}\tA dog", "bad_schema", id="thousands of digits"),
         ("1.jpg\tA dog\tYes", "bad_schema"),
         ("image,caption", "bad_schema"),
         ("1.jpg#0\t", "empty_answer"),

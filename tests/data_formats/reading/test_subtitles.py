@@ -55,6 +55,11 @@ class TestSRT:
     def test_times(self, timing, start, end):
         assert cues(f"1\n{timing}\nHello.") == (Cue(start, end, "Hello."),)
 
+    @pytest.mark.parametrize("number", ["1\x1d", "\u2028 1", "\u0663", "9" * 5000])
+    def test_odd_numbers(self, number):
+        """What counts as white space before and behind a number is more than what `int` passes over."""
+        assert cues(f"{number}\n00:01,0 --> 00:02,0\nHello.") == (Cue(1.0, 2.0, "Hello."),)
+
     def test_a_number_may_be_what_is_said(self):
         text = "1\n00:01,0 --> 00:02,0\nHe said\n42\n\n2\n00:03,0 --> 00:04,0\n7\n\n3\n00:05,0 --> 00:06,0\nin\n1984\n"
         assert [cue.text for cue in cues(text)] == ["He said\n42", "7", "in\n1984"]
@@ -118,6 +123,7 @@ class TestWebVTT:
             ("<v Roger>Hi</v> <c.yellow.bg>there</c> <lang en>you</lang>", "Hi there you"),
             ("A &amp; B &lt;3&nbsp;x", "A & B <3\xa0x"),
             ("<ruby>a<rt>b</rt></ruby>", "ab"),
+            (f"a &#{'9' * 5000}; b", f"a &#{'9' * 5000}; b"),
         ],
     )
     def test_tags(self, written, said):
