@@ -27,8 +27,10 @@ _SECRET_NAME = re.compile(
 # No pattern may look far ahead from many places: a line can be a megabyte long.
 #
 # Of `scheme://user:password@host` what stands before the last @ of the host. One slash is enough for schemes of the
-# web: a path made of a URL has lost the other.
-_USER_INFO = re.compile(r"""((?:\b(?:https?|ftps?|ssh|git|s3|gs):/|://))[^\s/?#"'<>]*@""", re.IGNORECASE)
+# web: a path made of a URL has lost the other. Browsers also take backslashes, and no scheme at all.
+_USER_INFO = re.compile(
+    r"""((?:\b(?:https?|ftps?|ssh|git|s3|gs):[/\\]|://|(?<![\w:/])//))[^\s/?#"'<>]*@""", re.IGNORECASE
+)
 _PARAMETER = re.compile(
     r"((?:[?&#]|&amp;)(?:[\w.~-]{0,40}?(?:token|secret|passwo?r?d|passwd|passphrase|signature|credentials?|api_?key"
     r"|access_?key(?:_?id)?|accessid|authorization|policy|jwt)|(?:[\w.~-]{0,40}[._-])?(?:key|sig|auth|pwd|code))=)"

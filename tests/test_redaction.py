@@ -50,6 +50,9 @@ def test_tokens_of_known_shapes_go_wherever_they_stand(token: str, around: str) 
         ("https://only-a-token@host/x", "https://***@host/x"),
         ("postgresql+asyncpg://ann:s3cret@db/name", "postgresql+asyncpg://***@db/name"),
         ("HTTPS://Ann:S3cret@Host/", "HTTPS://***@Host/"),
+        ("see //ann:s3cret@host/x", "see //***@host/x"),
+        ("https:\\\\ann:s3cret@host\\x", "https:\\***@host\\x"),
+        ("folder//icon@2x.png", "folder//icon@2x.png"),
         # What pathlib makes of a URL.
         ("/home/ann/https:/ann:s3cret@host/x.json", "/home/ann/https:/***@host/x.json"),
         ("https://h/x?token=abc", "https://h/x?token=***"),

@@ -234,7 +234,6 @@ class TestURLs:
         # What was not looked at is written as it stands: data are for the model and not for people.
         assert json.loads((tmp_path / "none" / "report.json").read_text())["rejected"] == 0
 
-    @pytest.mark.xfail(strict=True, reason="what is redacted begins with a scheme and a slash")
     @pytest.mark.parametrize(
         "url", [f"https:\\\\user:{SECRET}@host.example\\a.png", f"//user:{SECRET}@host.example/a.png"]
     )
