@@ -62,6 +62,7 @@ class Audited:
             sys.prefix,
             sys.base_prefix,
             *sys.path,
+            Path(__file__).parents[2],  # an editable install is on no path
             "/proc",
             "/dev/null",
             "/dev/urandom",
