@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from aria_finetune.data_formats.errors import RecordError
-from aria_finetune.data_formats.format import PLAIN, Context, Format
+from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import Draft
 
 WORDS = (
@@ -28,9 +28,11 @@ WORDS = (
 )
 
 
-def mutations(*examples: object, words: tuple[str, ...] = ()) -> st.SearchStrategy[Any]:
+def mutations(
+    *examples: object, words: tuple[str, ...] = (), more_keys: tuple[str, ...] = ()
+) -> st.SearchStrategy[Any]:
     """Examples with something in them replaced, added or left out, and arbitrary JSON of the same keys and `words`."""
-    keys = st.sampled_from(sorted({key for example in examples for key in _keys(example)} | {"other"}))
+    keys = st.sampled_from(sorted({key for example in examples for key in _keys(example)} | {"other", *more_keys}))
     scalars = st.none() | st.booleans() | st.integers(-1, 9) | st.floats(allow_nan=False, allow_infinity=False)
     values = st.recursive(
         scalars | st.sampled_from([*WORDS, *words]) | st.text(max_size=4),
@@ -45,6 +47,22 @@ def convert_or_reject(form: Format, record: object, context: Context = PLAIN) ->
 
     What is asserted of a record holds for whatever is put in.
     """
+    drafts = [candidate for candidate in _candidates(form, record, context) if isinstance(candidate, Draft)]
+    for draft in drafts:
+        _check_whole(draft)
+    return drafts
+
+
+def convert_one_or_reject(form: Format, record: object) -> None:
+    """The same for a format of whose records each is one conversation, or is rejected by what is raised."""
+    candidates = _candidates(form, record, PLAIN)
+    assert len(candidates) <= 1
+    for candidate in candidates:
+        assert isinstance(candidate, Draft)
+        _check_whole(candidate)
+
+
+def _candidates(form: Format, record: object, context: Context) -> list[Candidate]:
     form.matches(record)
     if form.marks is not None:
         form.marks(record)
@@ -54,13 +72,14 @@ def convert_or_reject(form: Format, record: object, context: Context = PLAIN) ->
         return []
     assert candidates
     assert all(isinstance(candidate, Draft | RecordError) for candidate in candidates)
-    drafts = [candidate for candidate in candidates if isinstance(candidate, Draft)]
-    for draft in drafts:
-        parts = [part for message in draft.messages for part in message.content]
-        assert {part.media for part in parts if part.media is not None} == set(range(len(draft.media)))
-        assert all((part.text is None) == (part.type != "text") for part in parts)
-        assert not draft.document or [message.role for message in draft.messages] == ["assistant"]
-    return drafts
+    return candidates
+
+
+def _check_whole(draft: Draft) -> None:
+    parts = [part for message in draft.messages for part in message.content]
+    assert {part.media for part in parts if part.media is not None} == set(range(len(draft.media)))
+    assert all((part.text is None) == (part.type != "text") for part in parts)
+    assert not draft.document or [message.role for message in draft.messages] == ["assistant"]
 
 
 def _keys(value: object) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Rows that hold their media as bytes, as those of Parquet files do: their columns of media, and what is left."""
+"""Rows that hold their media as bytes, as those of Parquet files do: which they are, and what is left of them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from aria_finetune.data_formats.building import fields
-from aria_finetune.data_formats.building.media_fields import medium, without_bytes
-from aria_finetune.data_formats.record import MediaReference, PartType
-
-__all__ = ["is_embedded", "media", "medium", "rest", "without_bytes"]
-
-
-def media(kind: PartType, value: object, where: str) -> list[MediaReference]:
-    """The media of a column that holds one or a list of them; none where it is null.
-
-    Raises:
-        RecordError: `bad_schema`, as `medium`.
-    """
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [medium(kind, item, f"{where}[{number}]") for number, item in enumerate(value)]
-    return [medium(kind, value, where)]
+from aria_finetune.data_formats.building.media_fields import without_bytes
 
 
 def is_embedded(value: object) -> bool:

@@ -49,6 +49,19 @@ def refuse_audio(record: Mapping[str, Any]) -> None:
             raise RecordError("unsupported_modality", f"{key}: Aria does not hear")
 
 
+def media(kind: PartType, value: object, where: str) -> list[MediaReference]:
+    """The media of a column that holds one or a list of them; none where it is null.
+
+    Raises:
+        RecordError: `bad_schema`, as `medium`.
+    """
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [medium(kind, item, f"{where}[{number}]") for number, item in enumerate(value)]
+    return [medium(kind, value, where)]
+
+
 def medium(kind: PartType, value: object, where: str) -> MediaReference:
     """One medium: named as in `reference`, or held by an Arrow struct `{bytes, path}` or as bare bytes.
 
@@ -130,10 +143,4 @@ def _column(record: Mapping[str, Any], keys: tuple[str, ...], kind: PartType) ->
     given = [key for key in keys if record.get(key) is not None]
     if len(given) > 1:
         raise RecordError("bad_schema", f"both {given[0]!r} and {given[1]!r} name media")
-    if not given:
-        return []
-    key = given[0]
-    value = record[key]
-    if not isinstance(value, list):
-        return [medium(kind, value, key)]
-    return [medium(kind, item, f"{key}[{number}]") for number, item in enumerate(value)]
+    return media(kind, record[given[0]], given[0]) if given else []

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import documents, fields, image_names, media_bytes, questions
+from aria_finetune.data_formats.building import documents, fields, image_names, media_bytes, media_fields, questions
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
@@ -144,7 +144,7 @@ def _one(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
 def _image(row: Mapping[str, Any]) -> MediaReference:
     key = _one(row, _NAME_KEYS)
     value = row[key]
-    return image_names.named(value) if isinstance(value, str) else media_bytes.medium("image", value, key)
+    return image_names.named(value) if isinstance(value, str) else media_fields.medium("image", value, key)
 
 
 def _each(

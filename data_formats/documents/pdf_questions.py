@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from aria_finetune.data_formats.building import fields, media_bytes, strict_json
+from aria_finetune.data_formats.building import fields, media_bytes, media_fields, strict_json
 from aria_finetune.data_formats.building.questions import asked
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
@@ -56,7 +56,7 @@ def convert_slidevqa(record: object, context: Context = PLAIN) -> Iterator[Draft
     """
     source = fields.mapping(record, "the record")
     pages = sorted((key for key in source if _page_number(key)), key=_page_number)
-    slides = [media_bytes.medium("image", source[key], key) for key in pages if source[key] is not None]
+    slides = [media_fields.medium("image", source[key], key) for key in pages if source[key] is not None]
     known = ["question", "answer", *pages]
     if not slides:
         slides = _slides_of_urls(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aria_finetune.data_formats.building import fields, media_bytes, questions
+from aria_finetune.data_formats.building import fields, media_bytes, media_fields, questions
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
@@ -38,7 +38,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
 
 def _image(source: dict[str, object], context: Context) -> MediaReference:
     if source.get("imgname") is None:
-        return media_bytes.medium("image", fields.required(source, "image", "the record"), "image")
+        return media_fields.medium("image", fields.required(source, "image", "the record"), "image")
     name = fields.text(source["imgname"], "imgname")
     if not name:
         raise RecordError("bad_schema", "imgname is empty")

@@ -74,7 +74,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     row = _row_of_answers(source, context)
     keys = _ANSWER_KEYS if row is None else _ROW_ANSWER_KEYS
     answers = _answers(source if row is None else row, keys, options, context)
-    meta, dropped = media_bytes.without_bytes(_meta(source, row, key))
+    meta, dropped = media_fields.without_bytes(_meta(source, row, key))
     asked = _asked(choices.question(text, options) if options else text, _images(source))
     turns = [asked] if answers.chosen is None else [asked, Turn("assistant", (answers.chosen,))]
     yield draft(turns, references=answers.accepted, meta=meta, repairs=(*answers.repairs, *dropped))
@@ -180,7 +180,7 @@ def _images(source: Mapping[str, Any]) -> list[MediaReference]:
         keys.remove("image_path")
     if len(keys) > 1:
         raise RecordError("bad_schema", f"{' and '.join(map(repr, keys))} both name images")
-    return media_bytes.media("image", source[keys[0]], keys[0])
+    return media_fields.media("image", source[keys[0]], keys[0])
 
 
 FORMAT = Format(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import fields, image_names, media_bytes, questions
+from aria_finetune.data_formats.building import fields, image_names, media_bytes, media_fields, questions
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
@@ -66,7 +66,7 @@ def _draft(
 
 def _image(page: Mapping[str, Any]) -> MediaReference:
     if page.get("image") is not None:
-        return media_bytes.medium("image", page["image"], "image")
+        return media_fields.medium("image", page["image"], "image")
     return image_names.of_id(fields.required(page, "image_id", "the record"), "image_id", *_FOLDERS)
 
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aria_finetune.data_formats.building import fields, image_names, media_bytes, preference_keys, questions
+from aria_finetune.data_formats.building import (
+    fields,
+    image_names,
+    media_bytes,
+    media_fields,
+    preference_keys,
+    questions,
+)
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
@@ -32,7 +39,7 @@ def convert_pope(record: object, context: Context = PLAIN) -> Iterator[Draft]:  
     label = source.get("label")
     answer = None if label is None else fields.text(label, "label")
     value = fields.required(source, "image", "the record")
-    image = image_names.named(value) if isinstance(value, str) else media_bytes.medium("image", value, "image")
+    image = image_names.named(value) if isinstance(value, str) else media_fields.medium("image", value, "image")
     meta, dropped = media_bytes.rest(source, ("image", "text", "label"))
     yield questions.asked([image], text, answer, references=_given(answer), meta=meta, repairs=dropped)
 

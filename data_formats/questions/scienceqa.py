@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import choices, documents, fields, media_bytes, questions
+from aria_finetune.data_formats.building import choices, documents, fields, media_fields, questions
 from aria_finetune.data_formats.format import PLAIN, Companion, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
 
@@ -54,7 +54,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     options = _options(problem)
     answer, references, repairs = _answer(problem, options, context)
     rest = fields.rest(problem, ("question", "choices", "answer", "hint", "image"))
-    meta, dropped = media_bytes.without_bytes(({} if pid is None else {"pid": pid}) | rest)
+    meta, dropped = media_fields.without_bytes(({} if pid is None else {"pid": pid}) | rest)
     asked = choices.question(text, options) if options else text
     images = _images(problem, pid, split)
     yield questions.asked(images, asked, answer, references=references, meta=meta, repairs=(*repairs, *dropped))
@@ -109,7 +109,7 @@ def _images(problem: Mapping[str, Any], pid: str | None, split: str | None) -> l
     if not image:
         return []
     if not isinstance(image, str) or pid is None or "/" in image:
-        return media_bytes.media("image", image, "image")
+        return media_fields.media("image", image, "image")
     splits = [split] if split else list(_SPLITS)
     folders = [folder for name in splits for folder in (f"images/{name}/{pid}/", f"{name}/{pid}/")]
     places = [f"{folder}{image}" for folder in (*folders, f"images/{pid}/", f"{pid}/")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from aria_finetune.data_formats.building import documents, fields, image_names, media_bytes, questions
+from aria_finetune.data_formats.building import documents, fields, image_names, media_fields, questions
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
@@ -93,7 +93,7 @@ def _draft(
     given, repairs = questions.answers(entry.get("answers"), "answers")
     # The medium itself keeps the name of its file; an id is worth keeping beside it.
     known = ("question", "answers") if key == "image_id" else ("question", "answers", key)
-    meta, dropped = media_bytes.without_bytes(documents.together(fields.rest(entry, known), shared, "document"))
+    meta, dropped = media_fields.without_bytes(documents.together(fields.rest(entry, known), shared, "document"))
     answer = choose(given) if given else None
     notes = (*repairs, *dropped)
     return questions.asked([image(entry[key], key)], text, answer, references=given, meta=meta, repairs=notes)
@@ -105,7 +105,7 @@ def _text_image(value: object, key: str) -> MediaReference:
 
 def _doc_image(value: object, key: str) -> MediaReference:
     if not isinstance(value, str):
-        return media_bytes.medium("image", value, key)
+        return media_fields.medium("image", value, key)
     # Pages are numbered by their documents, so the name alone tells them apart, whatever the folder is called.
     name = value.rpartition("/")[2]
     if not name:

@@ -13,7 +13,15 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import choices, documents, fields, image_names, media_bytes, questions
+from aria_finetune.data_formats.building import (
+    choices,
+    documents,
+    fields,
+    image_names,
+    media_bytes,
+    media_fields,
+    questions,
+)
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
@@ -144,7 +152,7 @@ def _images(row: Mapping[str, Any]) -> list[MediaReference]:
             raise RecordError("bad_schema", "the row has no image")
         return [MediaReference("image", path) for path in paths]
     if not isinstance(cell, str):
-        return media_bytes.media("image", cell, "image")
+        return media_fields.media("image", cell, "image")
     if len(cell) <= LONGEST_INDEX:
         raise RecordError("bad_schema", f"no row, or more than one, has the index {cell!r} and holds its own picture")
     pictures = _texts(cell) or [cell]

@@ -167,10 +167,15 @@ def _head(file: Path, size: int, *, packed: bool) -> bytes:
         return read_some(stream, size)  # type: ignore[arg-type]
 
 
+def byte_order_mark(head: bytes) -> tuple[str, int] | None:
+    """The encoding that a text begins with the mark of, and how many bytes the mark takes; None without one."""
+    return next(((name, len(mark)) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
+
+
 def _encoding(head: bytes, wanted: str | None) -> tuple[str, int]:
-    for mark, name in _BYTE_ORDER_MARKS:
-        if head.startswith(mark):
-            return name, len(mark)
+    marked = byte_order_mark(head)
+    if marked is not None:
+        return marked
     if wanted is None:
         return "utf-8", 0
     try:

@@ -6,7 +6,6 @@ identifier of the next cue for text of this one.
 
 from __future__ import annotations
 
-import codecs
 import html
 import re
 import warnings
@@ -17,15 +16,8 @@ from dataclasses import dataclass, replace
 import pysubs2
 
 from aria_finetune.data_formats.errors import FormatError
+from aria_finetune.data_formats.reading.contents import byte_order_mark
 
-# UTF-32 little endian begins with the mark of UTF-16, so it is tried first.
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-    (codecs.BOM_UTF8, "utf-8"),
-)
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?"
 _TIMING = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
 _NUMBER = re.compile(r"\s*(\d{1,9})\s*")
@@ -95,11 +87,11 @@ def clean(cues: Iterable[Cue]) -> tuple[list[Cue], Counter[str]]:
 
 
 def _decoded(data: bytes, encoding: str | None) -> str:
-    mark, name = next((pair for pair in _BYTE_ORDER_MARKS if data.startswith(pair[0])), (b"", encoding or "utf-8"))
+    name, mark = byte_order_mark(data) or (encoding or "utf-8", 0)
     try:
-        return data[len(mark) :].decode(name)
+        return data[mark:].decode(name)
     except UnicodeDecodeError as error:
-        place = len(mark) + error.start
+        place = mark + error.start
         message = f"byte {place} of the subtitles is not {name.upper()}: {error.reason}"
         raise FormatError(message, fix="name the encoding, or write the file out as UTF-8") from error
     except LookupError as error:

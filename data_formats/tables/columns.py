@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import fields, media_bytes
+from aria_finetune.data_formats.building import fields, media_fields
 from aria_finetune.data_formats.building.questions import IMAGE_PROMPT, VIDEO_PROMPT
 from aria_finetune.data_formats.building.turns import Turn, draft
 from aria_finetune.data_formats.errors import RecordError
@@ -59,7 +59,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     meta = fields.rest(row, set(columns.values()))
     if cells.get("id") is not None:
         meta["id"] = cells["id"]
-    meta, repairs = media_bytes.without_bytes(meta)
+    meta, repairs = media_fields.without_bytes(meta)
     yield draft(turns, references=list(dict.fromkeys(accepted)), meta=meta, repairs=repairs)
 
 
@@ -77,7 +77,7 @@ def _columns(row: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]
 def _media(kind: PartType, value: object, column: str) -> list[MediaReference]:
     if isinstance(value, str) and _WRITTEN_OUT.fullmatch(value):
         raise RecordError("bad_schema", f"{column} holds a list or object written out as text; write one name a cell")
-    return [] if value == "" else media_bytes.media(kind, value, column)
+    return [] if value == "" else media_fields.media(kind, value, column)
 
 
 def _question(cells: Mapping[str, Any], media: list[MediaReference]) -> str:

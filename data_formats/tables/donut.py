@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import fields, media_bytes, strict_json
+from aria_finetune.data_formats.building import fields, media_bytes, media_fields, strict_json
 from aria_finetune.data_formats.building.questions import asked
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
@@ -37,7 +37,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noq
     """
     source = fields.mapping(record, "the record")
     if "image" in source:
-        used, image = ["image"], media_bytes.media("image", source["image"], "image")
+        used, image = ["image"], media_fields.media("image", source["image"], "image")
     else:
         used, image = [key for key in source if imagefolder.is_file_column(key)], imagefolder.files(source)
     if not image:

@@ -42,7 +42,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Candidate]:  #
     """
     source = fields.mapping(record, "the record")
     media_fields.refuse_audio(source)
-    media = [medium for key, kind in _KIND_OF_KEY.items() for medium in media_bytes.media(kind, source.get(key), key)]
+    media = [medium for key, kind in _KIND_OF_KEY.items() for medium in media_fields.media(kind, source.get(key), key)]
     if not media:
         raise RecordError("bad_schema", "the record has no image, video or pdf")
     yield from described.conversations(media, source, _KIND_OF_KEY)

@@ -82,7 +82,7 @@ def _rest(
     left = fields.rest(sample, {*members, "json"})
     data = sample.get("json")
     more = fields.rest(data, of_json) if isinstance(data, dict) else data
-    return media_bytes.without_bytes(left | ({"json": more} if more else {}))
+    return media_fields.without_bytes(left | ({"json": more} if more else {}))
 
 
 def _members(sample: Mapping[str, Any]) -> dict[str, MediaReference]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import fields
+from aria_finetune.data_formats.building import fields, media_bytes
 from aria_finetune.data_formats.format import PLAIN, Companion, Context, Format
 from aria_finetune.data_formats.record import Draft
 from aria_finetune.data_formats.video import clips
@@ -34,7 +34,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     name = clips.identifier(fields.required(source, "video_name", "the record"), "video_name")
     found = context.tables.get("answers", {}).get(_id(source), {})
     whole = source if source.get("answer") is not None else source | found
-    meta, repairs = clips.meta(whole, ("question", "answer"))
+    meta, repairs = media_bytes.rest(whole, ("question", "answer"))
     clip = clips.clip(name if name.startswith("v_") else f"v_{name}", name)
     yield clips.open_question(clip, question, whole.get("answer"), meta=meta, repairs=repairs)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -101,11 +101,6 @@ def span(start: object, end: object, where: str) -> tuple[float | None, float | 
     if finish is not None and finish <= (begin or 0):
         raise RecordError("bad_schema", f"{where} ends at {finish:g} s and begins at {begin or 0:g} s")
     return begin, finish
-
-
-def meta(record: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The fields beside the known ones and the repairs made: bytes, which no JSON holds, are `bytes_dropped`."""
-    return media_fields.without_bytes(fields.rest(record, known))
 
 
 def open_question(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import fields
+from aria_finetune.data_formats.building import fields, media_bytes
 from aria_finetune.data_formats.format import PLAIN, Companion, Context, Format
 from aria_finetune.data_formats.record import Draft
 from aria_finetune.data_formats.video import clips
@@ -38,7 +38,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     answer = source.get("answer")
     if answer is None:
         answer = context.tables.get("answers", {}).get(name)
-    meta, repairs = clips.meta(source, ("question", "answer", "option", *_OPTIONS))
+    meta, repairs = media_bytes.rest(source, ("question", "answer", "option", *_OPTIONS))
     media = [clips.clip(name)]
     right = clips.index(answer, "answer")
     yield clips.choice(media, question, _options(source), right, context, meta=meta, repairs=repairs)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aria_finetune.data_formats.building import fields, questions
+from aria_finetune.data_formats.building import fields, media_bytes, questions
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
@@ -112,7 +112,7 @@ def _convert_timestamped(record: object, context: Context = PLAIN) -> Iterator[D
     sentence = fields.text(source[sentences[0]], sentences[0])
     media = _named(source[names[0]], names[0])
     window = _window(fields.required(source, "timestamp", "the record"), "timestamp")
-    meta, repairs = clips.meta(source, (sentences[0], "timestamp", "video", "video_path"))
+    meta, repairs = media_bytes.rest(source, (sentences[0], "timestamp", "video", "video_path"))
     yield _draft(media, sentence.strip(), [window], meta, repairs)
 
 
@@ -192,7 +192,7 @@ def _convert_highlight(record: object, context: Context = PLAIN) -> Iterator[Dra
     given = source.get("relevant_windows")
     listed = [] if given is None else fields.array(given, "relevant_windows")
     windows = [_window(window, f"relevant_windows[{number}]") for number, window in enumerate(listed)]
-    meta, repairs = clips.meta(source, ("query", "relevant_windows"))
+    meta, repairs = media_bytes.rest(source, ("query", "relevant_windows"))
     yield _draft(clips.clip(name, f"v_{name}"), query.strip(), windows, meta, repairs)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from aria_finetune.data_formats.building import fields, strict_json
+from aria_finetune.data_formats.building import fields, media_bytes, strict_json
 from aria_finetune.data_formats.errors import FormatError, RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.reading import subtitles
@@ -55,7 +55,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     right = clips.index(source.get("correct_choice"), "correct_choice")
     whole = clips.named(fields.required(source, "video_path", "the record"), "video_path")
     duration = None if source.get("duration") is None else clips.seconds(source["duration"], "duration")
-    meta, repairs = clips.meta(source, _USED)
+    meta, repairs = media_bytes.rest(source, _USED)
     shown: list[MediaReference | str] = [whole]
     cues = _cues(source, context)
     if cues is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from aria_finetune.data_formats.building import fields, questions
+from aria_finetune.data_formats.building import fields, media_bytes, questions
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
@@ -69,7 +69,7 @@ def _convert_sentence(record: object, context: Context = PLAIN) -> Iterator[Draf
     sentence = fields.mapping(pair.get("sentence"), "the sentence")
     name = clips.identifier(fields.required(sentence, "video_id", "the sentence"), "video_id")
     caption = fields.text(fields.required(sentence, "caption", "the sentence"), "caption")
-    meta, repairs = clips.meta(fields.mapping(pair.get("video"), "the video") | sentence, ("caption",))
+    meta, repairs = media_bytes.rest(fields.mapping(pair.get("video"), "the video") | sentence, ("caption",))
     yield _caption(clips.clip(name), caption, meta, repairs)
 
 
@@ -110,7 +110,7 @@ def _convert_row(record: object, context: Context = PLAIN) -> Iterator[Draft]:  
     """The caption of a row; raises `bad_schema`."""
     row = fields.mapping(record, "the record")
     name = clips.identifier(fields.required(row, "video_id", "the record"), "video_id")
-    meta, repairs = clips.meta(row, ("sentence",))
+    meta, repairs = media_bytes.rest(row, ("sentence",))
     caption = fields.text(fields.required(row, "sentence", "the record"), "sentence")
     yield _caption(clips.clip(name), caption, meta, repairs)
 
@@ -140,7 +140,7 @@ def _convert_captions(record: object, context: Context = PLAIN) -> Iterator[Cand
     """One candidate for each caption; raises `bad_schema` where the clip or the list can't be used."""
     source = fields.mapping(record, "the record")
     clip = clips.named(fields.required(source, "video", "the record"), "video")
-    meta, repairs = clips.meta(source, ("video", "caption"))
+    meta, repairs = media_bytes.rest(source, ("video", "caption"))
     captions = fields.required(source, "caption", "the record")
     for number, caption in enumerate(captions if isinstance(captions, list) else [captions]):
         if not isinstance(caption, str):
@@ -174,7 +174,7 @@ def _convert_question(record: object, context: Context = PLAIN) -> Iterator[Draf
     """The one question of a record; raises `bad_schema`."""
     source = fields.mapping(record, "the record")
     question = fields.text(fields.required(source, "question", "the record"), "question")
-    meta, repairs = clips.meta(source, ("question", "answer", "video", "video_path"))
+    meta, repairs = media_bytes.rest(source, ("question", "answer", "video", "video_path"))
     clip = _clip_asked_about(source)
     yield clips.open_question(clip, question, source.get("answer"), meta=meta, repairs=repairs)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import fields
+from aria_finetune.data_formats.building import fields, media_bytes
 from aria_finetune.data_formats.format import PLAIN, Companion, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
 from aria_finetune.data_formats.video import clips
@@ -37,7 +37,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     row = fields.mapping(record, "the record")
     question = fields.text(fields.required(row, "question", "the record"), "question")
     clip = _clip(row, context.tables.get("folders", {}))
-    meta, repairs = clips.meta(row, _USED)
+    meta, repairs = media_bytes.rest(row, _USED)
     if _is_choice(row):
         options = clips.options((row[key] for key in _OPTIONS), "a")
         right = clips.index(row.get("answer"), "answer")

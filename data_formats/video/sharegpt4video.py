@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aria_finetune.data_formats.building import fields, questions
+from aria_finetune.data_formats.building import fields, media_bytes, questions
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import MediaReference
@@ -37,7 +37,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Candidate]:  #
     whole = [caption for caption in captions if isinstance(caption, dict) and caption.get("idx") in _WHOLE]
     steps = [caption for caption in captions if caption not in whole] if whole else []
     used = ("video_path",) if steps else ("video_path", "captions")
-    meta, repairs = clips.meta({**source, "captions": steps}, used)
+    meta, repairs = media_bytes.rest({**source, "captions": steps}, used)
     if steps:
         repairs = (*repairs, "step_captions_kept_as_metadata")
     for caption in _texts(whole or captions):

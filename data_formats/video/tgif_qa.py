@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aria_finetune.data_formats.building import fields
+from aria_finetune.data_formats.building import fields, media_bytes
 from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft, MediaReference
 from aria_finetune.data_formats.video import clips
@@ -31,7 +31,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     row = fields.mapping(record, "the record")
     question = fields.text(fields.required(row, "question", "the record"), "question")
     clip = _clip(clips.identifier(fields.required(row, "gif_name", "the record"), "gif_name"))
-    meta, repairs = clips.meta(row, ("question", "answer", *_OPTIONS))
+    meta, repairs = media_bytes.rest(row, ("question", "answer", *_OPTIONS))
     if "a1" in row:
         options = clips.options((row[key] for key in _OPTIONS if key in row), "a")
         right = clips.index(row.get("answer"), "answer")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aria_finetune.data_formats.building import fields
+from aria_finetune.data_formats.building import fields, media_bytes
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Format
 from aria_finetune.data_formats.record import Draft
@@ -35,7 +35,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:
     options = clips.options((fields.required(source, key, "the record") for key in _OPTIONS), "a")
     start, end = _span(source.get("ts"))
     right = clips.index(source.get("answer_idx"), "answer_idx")
-    meta, repairs = clips.meta(source, ("q", "answer_idx", *_OPTIONS))
+    meta, repairs = media_bytes.rest(source, ("q", "answer_idx", *_OPTIONS))
     media = [clips.clip(name, start=start, end=end)]
     yield clips.choice(media, question, options, right, context, meta=meta, repairs=repairs)
 

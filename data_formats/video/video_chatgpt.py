@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import fields
+from aria_finetune.data_formats.building import fields, media_bytes
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import Draft
@@ -48,7 +48,7 @@ def _draft(source: Mapping[str, Any], key: str) -> Draft:
     question = fields.text(source[key], key)
     name_key = "video_name" if "video_name" in source else "video_id"
     name = clips.identifier(fields.required(source, name_key, "the record"), name_key)
-    meta, repairs = clips.meta(source, (*_QUESTION_KEYS, *_ANSWER_KEYS))
+    meta, repairs = media_bytes.rest(source, (*_QUESTION_KEYS, *_ANSWER_KEYS))
     if name.endswith(_FEATURES):
         name = clips.identifier(name.removesuffix(_FEATURES), name_key)
         repairs = (*repairs, "pkl_ending_dropped")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aria_finetune.data_formats.building import choices, fields
+from aria_finetune.data_formats.building import choices, fields, media_bytes
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
 from aria_finetune.data_formats.record import Draft
@@ -44,7 +44,7 @@ def _convert_mvbench(record: object, context: Context = PLAIN) -> Iterator[Draft
     start, end = clips.span(source.get("start"), source.get("end"), "the clip")
     media = [clips.named(fields.required(source, "video", "the record"), "video", start=start, end=end)]
     used = ("video", "question", key, "answer", "start", "end")
-    meta, repairs = clips.meta({**source, **_in_seconds(source)}, used)
+    meta, repairs = media_bytes.rest({**source, **_in_seconds(source)}, used)
     yield clips.choice(media, question, options, _right(source, options), context, meta=meta, repairs=repairs)
 
 
@@ -97,7 +97,7 @@ def _convert_lvbench(record: object, context: Context = PLAIN) -> Iterator[Candi
 
 def _lvbench_question(source: Mapping[str, Any], name: str, pair: Mapping[str, Any], context: Context) -> Draft:
     question, options = _with_options(fields.text(fields.required(pair, "question", "the question"), "question"))
-    meta, repairs = clips.meta({**source, **pair, **_in_seconds(pair)}, ("qa", "question", "answer"))
+    meta, repairs = media_bytes.rest({**source, **pair, **_in_seconds(pair)}, ("qa", "question", "answer"))
     right = _right(pair, options)
     return clips.choice([clips.clip(name)], question, options, right, context, meta=meta, repairs=repairs)
 
@@ -175,7 +175,7 @@ def _convert_video_mme(record: object, context: Context = PLAIN) -> Iterator[Dra
     question = fields.text(fields.required(source, "question", "the record"), "question")
     options = clips.options(fields.array(fields.required(source, "options", "the record"), "options"), "options")
     name = clips.identifier(fields.required(source, "videoID", "the record"), "videoID")
-    meta, repairs = clips.meta(source, ("question", "options", "answer"))
+    meta, repairs = media_bytes.rest(source, ("question", "options", "answer"))
     media = [clips.clip(name, f"data/{name}")]
     yield clips.choice(media, question, options, _right(source, options), context, meta=meta, repairs=repairs)
 

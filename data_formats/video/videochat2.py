@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aria_finetune.data_formats.building import chat_fields, fields, media_fields, questions
+from aria_finetune.data_formats.building import chat_fields, fields, media_bytes, media_fields, questions
 from aria_finetune.data_formats.building.turns import Turn, draft
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Candidate, Context, Format
@@ -41,7 +41,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Candidate]:  #
     ]
     if not pairs:
         raise RecordError("bad_schema", "QA is empty")
-    meta, repairs = clips.meta(fields.rest(source, _KNOWN_KEYS) | _meta_of_pairs(pairs), ())
+    meta, repairs = media_bytes.rest(fields.rest(source, _KNOWN_KEYS) | _meta_of_pairs(pairs), ())
     if any(_TIME_TOKEN in text for pair in pairs for text in pair.values() if isinstance(text, str)):
         repairs = (*repairs, "relative_times_in_text")
     if any(_question(pair) for pair in pairs):

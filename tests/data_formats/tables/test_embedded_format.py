@@ -2,7 +2,7 @@
 
 import pytest
 
-from aria_finetune.data_formats.building import media_bytes
+from aria_finetune.data_formats.building import media_bytes, media_fields
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Draft, MediaReference, Message, Part
 from aria_finetune.data_formats.rules import checked
@@ -148,9 +148,9 @@ class TestMediaBytes:
         assert media_bytes.is_embedded(value) is embedded
 
     def test_columns(self):
-        assert media_bytes.media("image", None, "image") == []
-        assert media_bytes.media("image", [], "image") == []
-        assert media_bytes.media("video", ["a", b"b"], "clips") == [
+        assert media_fields.media("image", None, "image") == []
+        assert media_fields.media("image", [], "image") == []
+        assert media_fields.media("video", ["a", b"b"], "clips") == [
             MediaReference("video", "a"),
             MediaReference("video", "clips[1]", content=b"b"),
         ]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from aria_finetune.data_formats.building import media_bytes
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import PLAIN, Context, Settings
 from aria_finetune.data_formats.record import MediaReference
@@ -115,10 +116,10 @@ class TestNumbers:
 class TestMeta:
     def test_bytes_are_dropped_and_named(self):
         record = {"used": 1, "kept": {"a": b"1", "b": [b"2", 3]}, "thumbnail": b"3"}
-        assert clips.meta(record, ("used",)) == ({"kept": {"b": [3]}}, ("bytes_dropped",))
+        assert media_bytes.rest(record, ("used",)) == ({"kept": {"b": [3]}}, ("bytes_dropped",))
 
     def test_all_else_stays(self):
-        assert clips.meta({"used": b"1", "kept": [{"a": None}]}, ("used",)) == ({"kept": [{"a": None}]}, ())
+        assert media_bytes.rest({"used": b"1", "kept": [{"a": None}]}, ("used",)) == ({"kept": [{"a": None}]}, ())
 
 
 class TestOpenQuestion:
