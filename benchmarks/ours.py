@@ -4,38 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState
 from peft import PeftModel
 from random_aria import Batch, empty_model, fill, router_weight
 from transformers import AriaConfig, AriaForConditionalGeneration
-from transformers.models.aria.modeling_aria import AriaExperts
 
 from aria_finetune.model.lora import LoraPlan, add_lora
-from aria_finetune.model.nf4 import BLOCK, AriaNF4Config, AriaNF4Quantizer
+from aria_finetune.model.nf4 import prepare_for_nf4, put_experts
 from aria_finetune.model.router import install_float32_routers
 from aria_finetune.model.vision import as_encoder_outputs, image_features
 
 
 def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan) -> PeftModel:
     """The model with adapters, on `device`."""
-    quantiser = AriaNF4Quantizer(AriaNF4Config())
     model = empty_model(config)
-    quantiser.preprocess_model(model, device_map={"": device})
+    prepare_for_nf4(model, torch.bfloat16)
     fill(model, device, seed, put_experts)
-    quantiser.postprocess_model(model)
     install_float32_routers(model, lambda layer: router_weight(layer, config, device, seed))
     model.requires_grad_(requires_grad=False)
     return add_lora(model, plan, base_name="random", seed=seed)
-
-
-def put_experts(experts: AriaExperts, name: str, packed: torch.Tensor, state: QuantState) -> None:
-    """Leave an expert tensor as our quantiser has it when the shards are read and before it postprocesses."""
-    parameter = bnb.nn.Params4bit(
-        packed, requires_grad=False, quant_state=state, blocksize=BLOCK, quant_type="nf4", bnb_quantized=True
-    )
-    setattr(experts, name, parameter)
 
 
 def image_inputs(model: AriaForConditionalGeneration, batch: Batch) -> dict[str, Any]:

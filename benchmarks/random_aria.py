@@ -23,7 +23,7 @@ from transformers import AriaConfig, AriaForConditionalGeneration, AriaTextConfi
 from transformers.models.aria.modeling_aria import AriaExperts, AriaTextMoELayer
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
-from aria_finetune.model.nf4 import BLOCK, EXPERT_TENSORS, double_quantised
+from aria_finetune.model.nf4 import BLOCK, EXPERT_TENSORS, double_quantised, put_linear
 from aria_finetune.model.vision import normalise
 
 Scale = Literal["full", "small"]
@@ -129,7 +129,7 @@ def fill(model: AriaForConditionalGeneration, device: str, seed: int, put_expert
             if isinstance(module, AriaExperts) and name in EXPERT_TENSORS:
                 put_experts(module, name, *_random_nf4(parameter.shape, deviation, generator))
             elif isinstance(module, bnb.nn.Linear4bit) and name == "weight":
-                _put_linear(module, *_random_nf4(parameter.shape, deviation, generator))
+                put_linear(module, *_random_nf4(parameter.shape, deviation, generator))
             else:
                 wanted = _projector_deviation(full_name, parameter, text.num_hidden_layers) or deviation
                 values = _random_values(full_name, parameter, wanted, generator)
@@ -175,19 +175,6 @@ def _random_nf4(shape: torch.Size, deviation: float, generator: torch.Generator)
     scale = torch.rand(shape.numel() // BLOCK, generator=generator, device=device)
     scale = scale.mul_(0.2).add_(0.9).mul_(deviation / NF4_ROOT_MEAN_SQUARE)
     return packed, double_quantised(scale, shape, torch.bfloat16)
-
-
-def _put_linear(linear: bnb.nn.Linear4bit, packed: torch.Tensor, state: QuantState) -> None:
-    linear.weight = bnb.nn.Params4bit(
-        packed,
-        requires_grad=False,
-        quant_state=state,
-        blocksize=BLOCK,
-        quant_type="nf4",
-        module=linear,
-        bnb_quantized=True,
-    )
-    linear.quant_state = state
 
 
 def _random_values(name: str, parameter: nn.Parameter, deviation: float, generator: torch.Generator) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A checkpoint on disk in the hub layout: which file holds which tensor, read one tensor at a time.
+"""A checkpoint on disk in the hub layout: which file holds which tensor, of which shape, read one tensor at a time.
 
 Opens only safetensors and JSON. Knows nothing of modules or of what is done with the tensors.
 """
@@ -6,7 +6,7 @@ Opens only safetensors and JSON. Knows nothing of modules or of what is done wit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,41 @@ RAW_LAYOUT_MARKS = ("vision_tower.vision_model.", ".ln_ffn.", ".ln_kv.", "multi_
 """Parts of key names that only the older raw layout of Aria's checkpoints has."""
 
 
+STARTS = (
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
+"""How names start in memory, with transformers 5.18 and newer, and on disk."""
+EXPERTS = (
+    (".mlp.experts.gate_up_proj", ".mlp.experts.fc1.weight"),
+    (".mlp.experts.down_proj", ".mlp.experts.fc2.weight"),
+)
+"""How names of routed experts end in memory and on disk."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is and what it is: the file's name, the shape, and safetensors' name of the dtype (`BF16`)."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 @dataclass(frozen=True)
 class HubCheckpoint:
-    """A folder with `config.json` and safetensors; `files` maps tensor names to file names."""
+    """A folder with `config.json` and safetensors, and the tensors in it by name."""
 
     folder: Path
     config: dict[str, Any]
-    files: dict[str, str]
+    stored: Mapping[str, StoredTensor]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The names of the files that tensors are in."""
+        return {name: tensor.file for name, tensor in self.stored.items()}
 
     @property
     def shards(self) -> list[str]:
@@ -56,6 +84,16 @@ class HubCheckpoint:
                 yield name, opened.get_tensor(name)
 
 
+def disk_name(name: str) -> str:
+    """The name in the hub layout of a weight that has `name` in memory."""
+    return _renamed(name, STARTS, EXPERTS)
+
+
+def memory_name(name: str) -> str:
+    """The name in memory of a weight that has `name` in the hub layout."""
+    return _renamed(name, [pair[::-1] for pair in STARTS], [pair[::-1] for pair in EXPERTS])
+
+
 def open_checkpoint(path: str, revision: str | None = None) -> HubCheckpoint:
     """Find an Aria checkpoint by folder, hub id or the word `tiny`; no weight is read.
 
@@ -71,8 +109,8 @@ def open_checkpoint(path: str, revision: str | None = None) -> HubCheckpoint:
             where=str(folder),
             fix="model.path must name rhymes-ai/Aria, a folder with its files, or tiny",
         )
-    files = _weight_files(folder)
-    raw = sorted(name for name in files if any(mark in name for mark in RAW_LAYOUT_MARKS))
+    stored = _stored_tensors(folder)
+    raw = sorted(name for name in stored if any(mark in name for mark in RAW_LAYOUT_MARKS))
     if raw:
         raise UserError(
             f"the weights have Aria's older raw layout ({len(raw)} keys such as {raw[0]}), "
@@ -80,7 +118,7 @@ def open_checkpoint(path: str, revision: str | None = None) -> HubCheckpoint:
             where=str(folder),
             fix="use the current files of rhymes-ai/Aria, whose keys start with language_model.model.",
         )
-    return HubCheckpoint(folder=folder, config=config, files=files)
+    return HubCheckpoint(folder=folder, config=config, stored=stored)
 
 
 def checkpoint_folder(path: str, revision: str | None = None) -> Path:
@@ -107,11 +145,22 @@ def checkpoint_folder(path: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def _weight_files(folder: Path) -> dict[str, str]:
+def _renamed(name: str, starts: Sequence[tuple[str, ...]], ends: Sequence[tuple[str, ...]]) -> str:
+    for old, new in starts:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            break
+    for old, new in ends:
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if (folder / INDEX).is_file():
         files = _indexed_files(folder / INDEX)
     elif (folder / SINGLE).is_file():
-        files = dict.fromkeys(_names(folder / SINGLE), SINGLE)
+        return _header(folder / SINGLE)
     else:
         other = sorted(path.name for path in folder.glob("*.bin"))
         detail = f"; {', '.join(other[:3])} is pickle, which is never opened" if other else ""
@@ -123,16 +172,19 @@ def _weight_files(folder: Path) -> dict[str, str]:
             where=str(folder),
             fix="download them again",
         )
+    stored: dict[str, StoredTensor] = {}
     for shard in sorted(set(files.values())):
+        header = _header(folder / shard)
         listed = {name for name, file in files.items() if file == shard}
-        absent = listed - _names(folder / shard)
+        absent = listed - set(header)
         if absent:
             raise UserError(
                 f"{len(absent)} tensor(s) are not in the shard that {INDEX} names, such as {min(absent)}",
                 where=str(folder / shard),
                 fix="download the shard again",
             )
-    return files
+        stored |= {name: tensor for name, tensor in header.items() if name in listed}
+    return stored
 
 
 def _indexed_files(index: Path) -> dict[str, str]:
@@ -146,10 +198,15 @@ def _indexed_files(index: Path) -> dict[str, str]:
     return files
 
 
-def _names(shard: Path) -> set[str]:
+def _header(shard: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file in the order in which they stand there."""
     try:
         with safe_open(shard, "pt") as opened:
-            return set(opened.keys())
+            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+            return {
+                name: StoredTensor(shard.name, tuple(piece.get_shape()), piece.get_dtype())
+                for name, piece in slices.items()
+            }
     except (SafetensorError, OSError) as error:
         raise UserError(f"the shard can't be read ({error})", where=str(shard), fix="download it again") from error
 

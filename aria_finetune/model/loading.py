@@ -6,20 +6,37 @@ Knows the checkpoint and the modules. Knows nothing of adapters, data or the tra
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import AriaForConditionalGeneration, AriaProcessor, AutoTokenizer
+from transformers import (
+    AriaConfig,
+    AriaForConditionalGeneration,
+    AriaProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+)
 from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
 
 from aria_finetune.errors import UserError
 from aria_finetune.model.components import Component, components
-from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
-from aria_finetune.model.nf4 import AriaNF4Config, misshapen_weights, unquantised_experts
+from aria_finetune.model.filling import Filling, empty_aria, fillings
+from aria_finetune.model.hub_layout import HubCheckpoint, disk_name, memory_name, open_checkpoint
+from aria_finetune.model.nf4 import prepare_for_nf4, unquantised_experts
 from aria_finetune.model.router import install_float32_routers
+from aria_finetune.model.weight_stream import read_ahead
 
 Experts = Literal["nf4", "bf16", "fp32"]
+Watch = Callable[[int, int], None]
+"""Takes how many decoder layers are done, and of how many."""
+DECODER_LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.")
+GENERATION_CONFIG = "generation_config.json"
+COMPUTED = ".rotary_emb.inv_freq"
+"""The end of names that older checkpoints have for what is computed nowadays."""
 ROUTER_KEY = "language_model.model.layers.{layer}.mlp.router.weight"
 DEFAULT_PATCH = 14
 DEFAULT_QUERIES = {1225: 128, 4900: 256}
@@ -44,8 +61,12 @@ def load_model(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
     implementation: str = "grouped_mm",
+    watch: Watch | None = None,
 ) -> LoadedModel:
     """Load an Aria checkpoint straight onto `device`, all weights frozen.
+
+    Weights stream in a few megabytes at a time: neither the host nor the device holds more of a tensor in 16 bit than
+    one expert beside what it becomes.
 
     Args:
         path: a folder in the hub layout, a hub id, or `tiny`.
@@ -55,6 +76,7 @@ def load_model(
         dtype: of the parts that are not 4-bit, and of the arithmetic.
         device: `cpu` or `cuda`.
         implementation: how the routed experts are computed, `grouped_mm` or `eager`.
+        watch: is told how many decoder layers are loaded, and of how many.
 
     Raises:
         UserError: the checkpoint is not a complete Aria in the hub layout, or a routed expert is not NF4
@@ -67,24 +89,57 @@ def load_model(
             where=str(checkpoint.folder),
             fix="name the original weights; model.experts: nf4 packs them while they load",
         )
-    extra: dict[str, Any] = {"quantization_config": AriaNF4Config(dtype)} if experts == "nf4" else {}
-    model, report = AriaForConditionalGeneration.from_pretrained(
-        checkpoint.folder,
-        dtype=dtype,
-        device_map={"": device},
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told below, with names and shapes
-        **own_kernels(implementation),
-        **extra,
-    )
-    _check_complete(report, misshapen_weights(model), checkpoint)
+    model = empty_model(checkpoint, dtype, implementation)
+    _check_complete(model, checkpoint)
+    if experts == "nf4":
+        prepare_for_nf4(model, dtype)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    _fill(model, checkpoint, dict(fillings(model, device, dtype)), watch)
+    model.tie_weights()
     install_float32_routers(model, lambda layer: checkpoint.read(ROUTER_KEY.format(layer=layer)))
     if experts == "nf4":
         _check_quantised(model)
     model.requires_grad_(requires_grad=False)
     return LoadedModel(model=model, checkpoint=checkpoint, components=components(model))
+
+
+def empty_model(checkpoint: HubCheckpoint, dtype: torch.dtype, implementation: str) -> AriaForConditionalGeneration:
+    """The modules of a checkpoint without their weights, with its settings for generation."""
+    config = AriaConfig.from_pretrained(checkpoint.folder)
+    kernels = own_kernels(implementation)
+    model = empty_aria(
+        config, dtype, attention=kernels["attn_implementation"], experts=kernels["experts_implementation"]
+    )
+    model.name_or_path = model.config.name_or_path = str(checkpoint.folder)
+    if (checkpoint.folder / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    return model
+
+
+def _fill(
+    model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, waiting: dict[str, Filling], watch: Watch | None
+) -> None:
+    by_disk_name = {
+        disk_name(name): filling for name, filling in waiting.items() if disk_name(name) in checkpoint.stored
+    }
+    left = Counter(layer_of(name) for name in by_disk_name)
+    layers = model.config.text_config.num_hidden_layers
+    for piece in read_ahead(checkpoint, {name: filling.height for name, filling in by_disk_name.items()}):
+        filling = by_disk_name[piece.name]
+        filling.add(piece.start, piece.rows)
+        if piece.start + len(piece.rows) == checkpoint.stored[piece.name].shape[0]:
+            filling.finish()
+            left[layer_of(piece.name)] -= 1
+            if watch is not None:
+                watch(sum(left[layer] == 0 for layer in range(layers)), layers)
+
+
+def layer_of(name: str) -> int | None:
+    """The decoder layer that a weight of the hub layout belongs to."""
+    found = DECODER_LAYER.match(name)
+    return int(found[1]) if found else None
 
 
 def own_kernels(experts: str = "grouped_mm") -> dict[str, Any]:
@@ -122,14 +177,16 @@ def load_processor(checkpoint: HubCheckpoint) -> AriaProcessor:
     return AriaProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
 
-def _check_complete(
-    report: dict[str, Any], misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]], checkpoint: HubCheckpoint
-) -> None:
-    shapes = [(name, tuple(shape), tuple(due)) for name, shape, due in report["mismatched_keys"]] + misshapen
+def _check_complete(model: AriaForConditionalGeneration, checkpoint: HubCheckpoint) -> None:
+    due = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    there = {memory_name(name): tensor.shape for name, tensor in checkpoint.stored.items()}
     found = {
-        "missing": report["missing_keys"],
-        "unexpected": report["unexpected_keys"],
-        "misshapen": [f"{name} {shape} instead of {due}" for name, shape, due in shapes],
+        "missing": [name for name in due if name not in there and name not in tied],
+        "unexpected": [name for name in there if name not in due and not name.endswith(COMPUTED)],
+        "misshapen": [
+            f"{name} {there[name]} instead of {shape}" for name, shape in due.items() if there.get(name, shape) != shape
+        ],
     }
     problems = [_named(kind, sorted(keys)) for kind, keys in found.items() if keys]
     if problems:

@@ -1,14 +1,14 @@
-"""Routed experts in NF4: a quantiser, registered with transformers, that acts while the shards stream in.
+"""Aria's decoder in NF4: routed experts, attention and shared experts packed while their weights stream in.
 
 transformers' own 4-bit loading converts `nn.Linear` only and leaves Aria's 3-D expert tensors, 90% of the
-model, in 16 bit. This one packs them too (NF4, arXiv 2305.14314, blocks of 64, double quantisation), and the
-attention and shared-expert linears as bitsandbytes `Linear4bit`. Vision tower, projector, embedding and
-lm_head stay as they are. Knows nothing of LoRA or training.
+model, in 16 bit; and it reads a whole tensor before it packs it, of which one is 1.1 GB here. These pack an expert at a
+time (NF4, arXiv 2305.14314, blocks of 64, double quantisation), and the attention and shared-expert linears as
+bitsandbytes `Linear4bit`. Vision tower, projector, embedding and lm_head stay as they are. Knows nothing of LoRA or
+training, nor of where weights come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import bitsandbytes as bnb
@@ -17,11 +17,11 @@ from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, qu
 from bitsandbytes.nn.parametrize import replace_parameter_4bit_prequantized
 from torch import nn
 from transformers import BitsAndBytesConfig
-from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.models.aria.modeling_aria import AriaExperts
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from aria_finetune.errors import UserError
 
 METHOD = "aria_nf4"
 EXPERT_TENSORS = ("gate_up_proj", "down_proj")
@@ -31,30 +31,53 @@ NESTED_BLOCK = 256
 _LOAD_FLAGS = ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit")
 
 
-def quantize_experts(weight_EIO: torch.Tensor) -> tuple[torch.Tensor, QuantState]:
-    """NF4 with double quantisation of a stack of experts, one expert at a time.
+class ExpertPacker:
+    """NF4 with double quantisation of a stack of experts that come one at a time.
 
     Bit-identical to bitsandbytes' `quantize_4bit` of the whole stack (no block of 64 crosses an expert), with
     the scratch memory of one expert instead of all.
 
     Args:
-        weight_EIO: (experts, in, out), bf16 or fp32, `in * out` a multiple of 64.
-
-    Returns:
-        The packed bytes, uint8 (experts * in * out / 2, 1), and the state that dequantises them to
-        `weight_EIO.shape` in `weight_EIO.dtype`.
+        shape: (experts, in, out), `in * out` a multiple of 64.
+        dtype: of the weights, packed and dequantised: bf16 or fp32.
+        device: where the packed bytes are to be.
 
     Raises:
         ValueError: an expert's size is not a multiple of 64.
     """
-    if weight_EIO[0].numel() % BLOCK:
-        raise ValueError(f"an expert of {weight_EIO[0].numel()} weights does not divide into blocks of {BLOCK}")
-    packed, scales = [], []
-    for expert in weight_EIO:
-        data, state = quantize_4bit(expert.contiguous(), blocksize=BLOCK, quant_type="nf4")
-        packed.append(data)
-        scales.append(state.absmax)
-    return torch.cat(packed), double_quantised(torch.cat(scales), weight_EIO.shape, weight_EIO.dtype)
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: torch.device | str) -> None:
+        weights = shape[1:].numel()
+        if weights % BLOCK:
+            raise ValueError(f"an expert of {weights} weights does not divide into blocks of {BLOCK}")
+        self._shape, self._dtype = shape, dtype
+        self._packed = torch.empty(shape[0], weights // 2, dtype=torch.uint8, device=device)
+        self._scales = torch.empty(shape[0], weights // BLOCK, device=device)
+
+    def add(self, index: int, expert_IO: torch.Tensor) -> None:
+        """Pack an expert, which may be on another device or of another dtype."""
+        expert = expert_IO.to(self._packed.device, self._dtype).contiguous()
+        data, state = quantize_4bit(expert, blocksize=BLOCK, quant_type="nf4")
+        self._packed[index], self._scales[index] = data.view(-1), state.absmax
+
+    def finish(self) -> tuple[torch.Tensor, QuantState]:
+        """The packed bytes, uint8 (experts * in * out / 2, 1), and the state that dequantises them."""
+        scales, self._scales = self._scales, torch.empty(0)
+        return self._packed.view(-1, 1), double_quantised(scales.view(-1), self._shape, self._dtype)
+
+
+def quantize_experts(weight_EIO: torch.Tensor) -> tuple[torch.Tensor, QuantState]:
+    """NF4 with double quantisation of a stack of experts that is in memory; see `ExpertPacker`."""
+    packer = ExpertPacker(weight_EIO.shape, weight_EIO.dtype, weight_EIO.device)
+    for index, expert in enumerate(weight_EIO):
+        packer.add(index, expert)
+    return packer.finish()
+
+
+def quantize_linear(weight_OI: torch.Tensor) -> tuple[torch.Tensor, QuantState]:
+    """NF4 with double quantisation of the weight of a linear layer, as bitsandbytes has it."""
+    packed, state = quantize_4bit(weight_OI.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+    return packed, state
 
 
 def double_quantised(scale: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> QuantState:
@@ -102,72 +125,48 @@ class AriaNF4Config(BitsAndBytesConfig):  # type: ignore[misc]
         return self.to_dict()
 
 
-class _QuantizeOnLoad(Bnb4bitQuantize):  # type: ignore[misc]
-    """The step of transformers' weight loading that turns one tensor from a shard into its 4-bit form."""
-
-    def convert(
-        self,
-        input_dict: dict[str, Any],
-        full_layer_name: str | None = None,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        converted: dict[str, Any] = {}
-        for name, value in input_dict.items():
-            module, _ = get_module_from_name(model, name)
-            if not isinstance(module, AriaExperts):
-                converted |= super().convert({name: value}, full_layer_name=full_layer_name, model=model, **kwargs)
-                continue
-            packed, state = quantize_experts(value[0] if isinstance(value, list) else value)
-            converted[name] = bnb.nn.Params4bit(
-                packed,
-                requires_grad=False,
-                quant_state=state,
-                quant_type="nf4",
-                blocksize=BLOCK,
-                compress_statistics=True,
-                bnb_quantized=True,
-            )
-            module._is_hf_initialized = True  # noqa: SLF001 (transformers' own flag against re-initialising)
-        return converted
-
-
 @register_quantizer(METHOD)
 class AriaNF4Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
-    """transformers' hook into loading: which tensors become 4-bit, and what is done once all are there."""
+    """What transformers, PEFT and TRL ask a quantised model for; weights are packed by `load_model`."""
 
-    def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
-        """Expert stacks, and what the stock quantiser takes (`Linear4bit` weights)."""
-        module, tensor = get_module_from_name(model, param_name)
-        if isinstance(module, AriaExperts):
-            return tensor in EXPERT_TENSORS
-        return bool(super().param_needs_quantization(model, param_name, **kwargs))
-
-    def get_quantize_ops(self) -> _QuantizeOnLoad:
-        """The conversion that replaces the stock one."""
-        return _QuantizeOnLoad(self)
-
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        for module in model.modules():
-            if isinstance(module, AriaExperts):
-                _dequantise_on_access(module)
-            elif isinstance(module, bnb.nn.Linear4bit):
-                # On AVX512-BF16 processors one forward without grad repacks the weight, and gradients after
-                # it are wrong without a word (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward).
-                module.support_avx512bf16_for_cpu = False
-        processed: nn.Module = super()._process_model_after_weight_loading(model, **kwargs)
-        return processed
+    def validate_environment(self, *_: Any, **__: Any) -> None:
+        """Refuse `from_pretrained`, which calls this before it reads weights and would leave experts in 16 bit."""
+        raise UserError(
+            "transformers can't load Aria's experts in NF4", fix="use aria_finetune.model.loading.load_model"
+        )
 
 
-def _dequantise_on_access(experts: AriaExperts) -> None:
-    """Make `experts.gate_up_proj` and `.down_proj` read as dense tensors, dequantised when used."""
-    for name in EXPERT_TENSORS:
-        parameter = getattr(experts, name)
-        state = getattr(parameter, "quant_state", None)
-        if state is None:
-            continue  # `unquantised_experts` names it, with its layer
-        setattr(experts, name, nn.Parameter(parameter.data, requires_grad=False))
-        replace_parameter_4bit_prequantized(experts, name, state.as_dict(packed=True), parameter.device)
+def prepare_for_nf4(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Make the linears of an Aria that is still empty `Linear4bit`, where NF4 is for them."""
+    quantiser = AriaNF4Quantizer(AriaNF4Config(compute_dtype))
+    quantiser.preprocess_model(model, device_map={})
+    quantiser.postprocess_model(model)
+    model.hf_quantizer = quantiser
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On AVX512-BF16 processors one forward without grad repacks the weight, and gradients after
+            # it are wrong without a word (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward).
+            module.support_avx512bf16_for_cpu = False
+
+
+def put_experts(experts: AriaExperts, name: str, packed: torch.Tensor, state: QuantState) -> None:
+    """Make `experts.gate_up_proj` or `.down_proj` read as a dense tensor that is dequantised when used."""
+    setattr(experts, name, nn.Parameter(packed, requires_grad=False))
+    replace_parameter_4bit_prequantized(experts, name, state.as_dict(packed=True), packed.device)
+
+
+def put_linear(linear: bnb.nn.Linear4bit, packed: torch.Tensor, state: QuantState) -> None:
+    """Give a linear layer its packed weight."""
+    linear.weight = bnb.nn.Params4bit(
+        packed,
+        requires_grad=False,
+        quant_state=state,
+        quant_type="nf4",
+        blocksize=BLOCK,
+        module=linear,
+        bnb_quantized=True,
+    )
+    linear.quant_state = state
 
 
 def expert_state(experts: AriaExperts, name: str) -> tuple[torch.Tensor, QuantState] | None:
@@ -176,27 +175,6 @@ def expert_state(experts: AriaExperts, name: str) -> tuple[torch.Tensor, QuantSt
     if name not in parametrisations:
         return None
     return parametrisations[name].original, parametrisations[name][0].quant_state
-
-
-def misshapen_weights(model: nn.Module) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Name, shape and due shape of every 4-bit weight that does not fit its module.
-
-    transformers compares the shapes of dense weights only: another shape in 4 bit would load without a word.
-    """
-    packed = [found for path, module in model.named_modules() for found in _packed(path, module)]
-    return [(name, tuple(state.shape), due) for name, state, due in packed if tuple(state.shape) != due]
-
-
-def _packed(path: str, module: nn.Module) -> Iterator[tuple[str, QuantState, tuple[int, ...]]]:
-    """Name, quantisation state and due shape of the 4-bit weights that `module` itself holds."""
-    if isinstance(module, AriaExperts):
-        due_sides = ((module.hidden_dim, 2 * module.intermediate_dim), (module.intermediate_dim, module.hidden_dim))
-        for tensor, sides in zip(EXPERT_TENSORS, due_sides, strict=True):
-            found = expert_state(module, tensor)
-            if found is not None:
-                yield f"{path}.{tensor}", found[1], (module.num_experts, *sides)
-    elif isinstance(module, bnb.nn.Linear4bit) and hasattr(module.weight, "quant_state"):
-        yield f"{path}.weight", module.weight.quant_state, (module.out_features, module.in_features)
 
 
 def unquantised_experts(model: nn.Module) -> list[str]:

@@ -119,6 +119,46 @@ def test_dense_logits_are_those_of_plain_transformers(fp32_folder: Path, ids: to
             assert (model(input_ids=ids).logits - expected).abs().max() <= 1e-5, implementation
 
 
+@pytest.mark.parametrize("stored_as", ["bf16", "fp32"])
+@pytest.mark.parametrize(("experts", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_weights_and_buffers_are_those_of_plain_transformers(
+    tiny_folder: Path, fp32_folder: Path, stored_as: str, experts: Experts, dtype: torch.dtype
+) -> None:
+    folder = tiny_folder if stored_as == "bf16" else fp32_folder
+    plain = AriaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    ours = load_model(str(folder), experts=experts, dtype=dtype).model
+    weights = {name: value for name, value in ours.named_parameters() if "router" not in name}
+    expected = {name: value for name, value in plain.named_parameters() if "router" not in name}
+    for found, due in ((weights, expected), (dict(ours.named_buffers()), dict(plain.named_buffers()))):
+        assert found.keys() == due.keys()
+        for name, value in due.items():
+            assert found[name].dtype == value.dtype, name
+            assert torch.equal(found[name], value), name
+    assert ours.generation_config.to_dict() == plain.generation_config.to_dict()
+    assert ours.dtype == plain.dtype
+    assert ours.config.text_config.dtype == plain.config.text_config.dtype
+    assert ours.config.name_or_path == plain.config.name_or_path == str(folder)
+
+
+def test_progress_is_told_by_layer(tiny_folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    load_model(str(tiny_folder), watch=lambda done, layers: told.append((done, layers)))
+    assert {layers for _, layers in told} == {2}
+    done = [number for number, _ in told]
+    assert done == sorted(done)
+    assert set(done) == {0, 1, 2}
+
+
+def test_weights_may_be_tied(edited: Edit) -> None:
+    folder = edited(lambda weights: weights.pop("language_model.lm_head.weight"))
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_model(str(folder)).model
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+    assert model.lm_head.weight.dtype == torch.bfloat16
+
+
 def test_the_router_keeps_what_the_checkpoint_has(edited: Edit) -> None:
     """An fp32 router weight is not rounded by way of a bf16 model."""
     fine = torch.full((64, 64), 1.0) + torch.arange(64 * 64).view(64, 64) * 2.0**-20

@@ -25,7 +25,6 @@ from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.nf4 import (
     EXPERT_TENSORS,
     AriaNF4Config,
-    AriaNF4Quantizer,
     expert_state,
     quantize_experts,
     unquantised_experts,
@@ -220,21 +219,10 @@ def test_the_configuration_survives_being_written() -> None:
     assert AriaNF4Config().to_diff_dict() == written
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("model.language_model.layers.0.mlp.experts.gate_up_proj", 0.5),
-        ("model.language_model.layers.1.mlp.experts.down_proj", 0.5),
-        ("model.language_model.layers.1.mlp.router.weight", 4),
-        ("lm_head.weight", 4),
-    ],
-)
-def test_memory_is_reserved_for_4_bit(name: str, size: float) -> None:
-    """transformers reserves CUDA memory by this number of bytes per weight before it loads any."""
-    with torch.device("meta"):
-        model = AriaForConditionalGeneration(tiny_config())
-    quantizer = AriaNF4Quantizer(AriaNF4Config(), pre_quantized=False)
-    assert quantizer.param_element_size(model, name, model.get_parameter(name)) == size
+def test_transformers_own_loading_is_refused(tiny_folder: Path) -> None:
+    """It would leave the experts in 16 bit without a word."""
+    with pytest.raises(UserError, match="transformers can't load Aria's experts in NF4"):
+        AriaForConditionalGeneration.from_pretrained(tiny_folder, quantization_config=AriaNF4Config())
 
 
 def gradients(
@@ -291,13 +279,8 @@ def test_experts_that_are_not_nf4_are_named() -> None:
 
 
 def test_loading_fails_when_an_expert_stays_dense(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a release of transformers no longer asked about one tensor."""
-    dense = "model.language_model.layers.1.mlp.experts.gate_up_proj"
-    asked = AriaNF4Quantizer.param_needs_quantization
-
-    def forgets(self: AriaNF4Quantizer, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
-        return param_name != dense and asked(self, model, param_name, **kwargs)
-
-    monkeypatch.setattr(AriaNF4Quantizer, "param_needs_quantization", forgets)
-    with pytest.raises(UserError, match=f"1 routed-expert.* not NF4 .*{dense}"):
+    """As if a release of transformers had another name for one tensor."""
+    monkeypatch.setattr("aria_finetune.model.filling.EXPERT_TENSORS", ("down_proj",))
+    dense = "model.language_model.layers.0.mlp.experts.gate_up_proj"
+    with pytest.raises(UserError, match=f"2 routed-expert.* not NF4 .*{dense}"):
         load_model(str(tiny_folder))

@@ -1,0 +1,120 @@
+"""An Aria without weights, and the parameters that its weights become as their pieces come in.
+
+Knows modules and 4-bit weights. Knows nothing of where the pieces are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import bitsandbytes as bnb
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AriaConfig, AriaForConditionalGeneration
+from transformers.models.aria.modeling_aria import AriaExperts
+
+from aria_finetune.model.nf4 import EXPERT_TENSORS, ExpertPacker, put_experts, put_linear, quantize_linear
+
+PIECE_BYTES = 32 << 20
+"""About as much of a dense tensor as is read at a time."""
+
+
+class Filling(Protocol):
+    """A parameter in the making. `height` is how many rows a piece of it may have at most."""
+
+    height: int
+
+    def add(self, start: int, rows: torch.Tensor) -> None:
+        """Take rows from `start` on, in any floating dtype."""
+        ...
+
+    def finish(self) -> None:
+        """Give the module its parameter; all rows were added."""
+        ...
+
+
+def empty_aria(
+    config: AriaConfig, dtype: torch.dtype, *, attention: str, experts: dict[str, str]
+) -> AriaForConditionalGeneration:
+    """The modules in evaluation mode, with parameters that take no memory yet and real buffers.
+
+    Args:
+        config: the architecture.
+        dtype: of all parameters.
+        attention: transformers' name of an attention implementation.
+        experts: its names of experts implementations, by sub-configuration.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = AriaForConditionalGeneration._from_config(  # noqa: SLF001 (no public way takes these)
+            config, dtype=dtype, attn_implementation=attention, experts_implementation=experts
+        )
+    empty: AriaForConditionalGeneration = model.eval()
+    return empty
+
+
+def fillings(model: nn.Module, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Filling]]:
+    """The parameters of an empty model by their names, each ready to be filled on `device`.
+
+    Experts and linears become 4-bit where `prepare_for_nf4` has made the linears so.
+    """
+    packed = any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}" if path else name
+            if packed and isinstance(module, AriaExperts) and name in EXPERT_TENSORS:
+                yield full, _Experts(module, name, dtype, device)
+            elif isinstance(module, bnb.nn.Linear4bit) and name == "weight":
+                yield full, _Linear(module, dtype, device)
+            else:
+                yield full, _Dense(module, name, parameter, device)
+
+
+class _Dense:
+    def __init__(self, module: nn.Module, name: str, parameter: nn.Parameter, device: str) -> None:
+        self.height = max(1, PIECE_BYTES // max(1, parameter[0].nbytes))
+        self._module, self._name = module, name
+        self._shape, self._dtype, self._device = parameter.shape, parameter.dtype, device
+        self._value: torch.Tensor | None = None
+
+    def add(self, start: int, rows: torch.Tensor) -> None:
+        if self._value is None:
+            self._value = torch.empty(self._shape, dtype=self._dtype, device=self._device)
+        self._value[start : start + len(rows)].copy_(rows)
+
+    def finish(self) -> None:
+        assert self._value is not None  # noqa: S101 (all rows were added)
+        setattr(self._module, self._name, nn.Parameter(self._value, requires_grad=False))
+        self._value = None
+
+
+class _Experts:
+    height = 1
+
+    def __init__(self, module: AriaExperts, name: str, dtype: torch.dtype, device: str) -> None:
+        self._module, self._name = module, name
+        self._shape, self._dtype, self._device = getattr(module, name).shape, dtype, device
+        self._packer: ExpertPacker | None = None
+
+    def add(self, start: int, rows: torch.Tensor) -> None:
+        if self._packer is None:
+            self._packer = ExpertPacker(self._shape, self._dtype, self._device)
+        self._packer.add(start, rows[0])
+
+    def finish(self) -> None:
+        assert self._packer is not None  # noqa: S101 (all experts were added)
+        put_experts(self._module, self._name, *self._packer.finish())
+        self._packer = None
+
+
+class _Linear:
+    def __init__(self, module: bnb.nn.Linear4bit, dtype: torch.dtype, device: str) -> None:
+        self.height = module.out_features
+        self._module, self._dtype, self._device = module, dtype, device
+
+    def add(self, start: int, rows: torch.Tensor) -> None:  # noqa: ARG002 (there is one piece)
+        put_linear(self._module, *quantize_linear(rows.to(self._device, self._dtype)))
+
+    def finish(self) -> None:
+        pass
