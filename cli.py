@@ -198,6 +198,25 @@ def formats(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="S
 
 
 @app.command()
+def quantize(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of the original weights, or tiny.")],
+    output: Output,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where weights are packed.")] = "auto",
+) -> None:
+    """Pack the weights to 4 bit once, so that later runs load them in seconds."""
+    prepare(ctx, model)
+    from aria_finetune.layer_progress import LayerProgress
+    from aria_finetune.material import device_named
+    from aria_finetune.quantization import quantize as run
+
+    with LayerProgress("quantising", console()) as progress:
+        run(model, output, revision=revision, device=device_named(device), watch=progress, say=progress.say)
+    typer.echo(f"the NF4 checkpoint is in {output}/; name it as model.path")
+
+
+@app.command()
 def merge(
     ctx: typer.Context,
     adapter: Adapter,

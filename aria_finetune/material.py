@@ -21,7 +21,7 @@ from aria_finetune.data.rows import RowPlan, Viewing
 from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
-from aria_finetune.model.loading import LoadedModel, load_model, load_processor, pad_id, vision_tokens
+from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor, pad_id, vision_tokens
 from aria_finetune.recipe import Recipe, resolve_data_path
 from aria_finetune.recipe.schema import SourceSection
 
@@ -154,14 +154,23 @@ def choose_device(recipe: Recipe) -> str:
     Raises:
         UserError: the recipe asks for CUDA and there is none.
     """
+    return device_named(recipe.model.device, "model.device")
+
+
+def device_named(name: str, key: str = "--device") -> str:
+    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`.
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
     available = torch.cuda.is_available()
-    if recipe.model.device == "cuda" and not available:
-        raise UserError("model.device is cuda, but torch sees no GPU", fix="aria-finetune doctor says what is missing")
-    return "cuda" if available and recipe.model.device != "cpu" else "cpu"
+    if name == "cuda" and not available:
+        raise UserError(f"{key} is cuda, but torch sees no GPU", fix="aria-finetune doctor says what is missing")
+    return "cuda" if available and name != "cpu" else "cpu"
 
 
-def load_base(recipe: Recipe) -> LoadedModel:
-    """The frozen base model as the recipe wants it, with the bytes of its parts."""
+def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
+    """The frozen base model as the recipe wants it, with the bytes of its parts; `watch` is told of its layers."""
     return load_model(
         recipe.model.path,
         revision=recipe.model.revision,
@@ -169,4 +178,5 @@ def load_base(recipe: Recipe) -> LoadedModel:
         dtype=DTYPES[recipe.model.compute_dtype],
         device=choose_device(recipe),
         implementation="grouped_mm" if recipe.moe.implementation == "auto" else recipe.moe.implementation,
+        watch=watch,
     )

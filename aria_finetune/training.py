@@ -30,8 +30,10 @@ from aria_finetune.data.dataset import EpochOrder, write_rejects
 from aria_finetune.disk_need import DISK_REMEDY, check_space, checkpoint_bytes
 from aria_finetune.errors import UserError
 from aria_finetune.interruption import Interrupted, Interruption
+from aria_finetune.layer_progress import LayerProgress
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
 from aria_finetune.model.components import Component
+from aria_finetune.model.loading import Watch
 from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
@@ -99,8 +101,11 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
     identity = identify(recipe, material)
     if start.checkpoint:
         check_identity(start.values["identity"], identity, start.checkpoint, console)
-    with explain_out_of_memory(recipe, choose_device(recipe), "loading"):
-        model, parts = build_model(recipe, run, material)
+    with (
+        explain_out_of_memory(recipe, choose_device(recipe), "loading"),
+        LayerProgress("loading the model", console) as loading,
+    ):
+        model, parts = build_model(recipe, run, material, loading)
     show_components(parts, console)
     progress = ProgressReport(run, console)
     trainer = build_trainer(recipe, run, material, model, progress, identity=identity, interruption=interruption)
@@ -199,9 +204,11 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> None:
             )
 
 
-def build_model(recipe: Recipe, run: RunFolder, material: Material) -> tuple[PeftModel, list[Component]]:
-    """The base model with fresh adapters."""
-    loaded = load_base(recipe)
+def build_model(
+    recipe: Recipe, run: RunFolder, material: Material, watch: Watch | None = None
+) -> tuple[PeftModel, list[Component]]:
+    """The base model with fresh adapters; `watch` is told of its layers as they are loaded."""
+    loaded = load_base(recipe, watch)
     plan = LoraPlan(
         targets=recipe.lora.targets,
         rank=recipe.lora.rank,

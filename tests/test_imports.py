@@ -80,7 +80,15 @@ LAYERS: dict[str, Layer] = {
     "libraries": Layer(("libraries",), never=HEAVY - {"transformers"}),
     "tiny": Layer(("tiny",), knows=("errors",), never=frozenset({"peft", "trl", "datasets", "bitsandbytes"})),
     "memory": Layer(("memory",), knows=("errors",), never=frozenset({"trl"})),
-    "model": Layer(("model",), knows=("tiny", "memory", "redaction", "errors"), never=frozenset({"trl", "datasets"})),
+    "layer_progress": Layer(("layer_progress",), never=HEAVY),
+    "quantization": Layer(
+        ("quantization",),
+        knows=("checkpoint", "model", "provenance", "staging", "errors"),
+        never=frozenset({"peft", "trl", "datasets"}),
+    ),
+    "model": Layer(
+        ("model",), knows=("tiny", "memory", "provenance", "redaction", "errors"), never=frozenset({"trl", "datasets"})
+    ),
     "adapter": Layer(
         ("adapter",),
         knows=("data", "model", "tiny", "staging", "redaction", "errors"),
@@ -108,12 +116,32 @@ LAYERS: dict[str, Layer] = {
     ),
     "training": Layer(
         ("training", "run_report", "disk_need"),
-        knows=(*RUNS, "advice", "checkpoint", "interruption", "provenance", "resumption", "staging", "trainer"),
+        knows=(
+            *RUNS,
+            "advice",
+            "checkpoint",
+            "interruption",
+            "layer_progress",
+            "provenance",
+            "resumption",
+            "staging",
+            "trainer",
+        ),
     ),
     "conversion_progress": Layer(("conversion_progress",), knows=("conversion",), never=TRAINING_STACK),
     "cli": Layer(
         ("cli",),
-        knows=(*RUNS, "interruption", "help", "doctor", "conversion_progress", "evaluation", "training"),
+        knows=(
+            *RUNS,
+            "interruption",
+            "help",
+            "doctor",
+            "conversion_progress",
+            "evaluation",
+            "layer_progress",
+            "quantization",
+            "training",
+        ),
         never_at_import=HEAVY,
     ),
 }

@@ -18,6 +18,7 @@ from aria_finetune.adapter.files import AdapterFiles, open_adapter
 from aria_finetune.adapter.shards import copy_shard
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
+from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, source_of
 from aria_finetune.redaction import redact
 from aria_finetune.staging import staged_folder
 
@@ -107,12 +108,31 @@ def _fold(name: str, weight: torch.Tensor, delta: torch.Tensor, merged: list[Mer
 def open_base(files: AdapterFiles, base: str | None, revision: str | None) -> HubCheckpoint:
     """The checkpoint that `base` names, or the one the adapter was trained on, at the revision it was trained at.
 
+    Of a base in NF4 that the adapter names, it is the weights that those were made of, if they are still the same.
+
     Raises:
-        UserError: there is none, or it is not Aria.
+        UserError: there is none, it is not Aria, or the weights that a base in NF4 was made of are gone or changed.
     """
     if base is not None:
         return open_checkpoint(base, revision)
-    return open_checkpoint(base_of(files), revision or files.config.get("revision"))
+    checkpoint = open_checkpoint(base_of(files), revision or files.config.get("revision"))
+    return _original(checkpoint) if is_nf4(checkpoint) else checkpoint
+
+
+def _original(packed: HubCheckpoint) -> HubCheckpoint:
+    """The weights that an NF4 checkpoint was made of."""
+    source = source_of(packed)
+    fix = "name the original weights with --base"
+    try:
+        original = open_checkpoint(source.name, source.revision)
+    except UserError as error:
+        raise UserError(
+            f"the adapter was trained on an NF4 checkpoint whose original weights can't be opened: {error.message}",
+            where=str(packed.folder),
+            fix=fix,
+        ) from error
+    check_files(original.folder, source.sha256, "these are not the weights that the NF4 checkpoint was made of", fix)
+    return original
 
 
 def base_of(files: AdapterFiles) -> str:

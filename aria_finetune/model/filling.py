@@ -6,7 +6,7 @@ Knows modules and 4-bit weights. Knows nothing of where the pieces are read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import bitsandbytes as bnb
 import torch
@@ -17,6 +17,7 @@ from transformers.models.aria.modeling_aria import AriaExperts
 
 from aria_finetune.model.nf4 import EXPERT_TENSORS, ExpertPacker, put_experts, put_linear, quantize_linear
 
+Kind = Literal["dense", "linear", "experts"]
 PIECE_BYTES = 32 << 20
 """About as much of a dense tensor as is read at a time."""
 
@@ -54,26 +55,46 @@ def empty_aria(
     return empty
 
 
-def fillings(model: nn.Module, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Filling]]:
-    """The parameters of an empty model by their names, each ready to be filled on `device`.
+def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Kind]]:
+    """Every parameter of an empty model: its name, its module, its name there, and what it is to be.
 
     Experts and linears become 4-bit where `prepare_for_nf4` has made the linears so.
     """
     packed = any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())
     for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, _ in list(module.named_parameters(recurse=False)):
             full = f"{path}.{name}" if path else name
             if packed and isinstance(module, AriaExperts) and name in EXPERT_TENSORS:
-                yield full, _Experts(module, name, dtype, device)
+                yield full, module, name, "experts"
             elif isinstance(module, bnb.nn.Linear4bit) and name == "weight":
-                yield full, _Linear(module, dtype, device)
+                yield full, module, name, "linear"
             else:
-                yield full, _Dense(module, name, parameter, device)
+                yield full, module, name, "dense"
+
+
+def fillings(model: nn.Module, device: str, dtype: torch.dtype) -> dict[str, Filling]:
+    """The parameters of an empty model by their names, each ready to be filled on `device`."""
+    made: dict[str, Filling] = {}
+    for full, module, name, kind in places(model):
+        match kind:
+            case "experts":
+                made[full] = _Experts(module, name, dtype, device)
+            case "linear":
+                made[full] = _Linear(module, name, dtype, device)
+            case "dense":
+                made[full] = _Dense(module, name, device)
+    return made
+
+
+def dense_height(parameter: torch.Tensor) -> int:
+    """How many rows of a dense tensor are read at a time."""
+    return max(1, PIECE_BYTES // max(1, parameter[0].nbytes))
 
 
 class _Dense:
-    def __init__(self, module: nn.Module, name: str, parameter: nn.Parameter, device: str) -> None:
-        self.height = max(1, PIECE_BYTES // max(1, parameter[0].nbytes))
+    def __init__(self, module: nn.Module, name: str, device: str) -> None:
+        parameter = getattr(module, name)
+        self.height = dense_height(parameter)
         self._module, self._name = module, name
         self._shape, self._dtype, self._device = parameter.shape, parameter.dtype, device
         self._value: torch.Tensor | None = None
@@ -92,7 +113,7 @@ class _Dense:
 class _Experts:
     height = 1
 
-    def __init__(self, module: AriaExperts, name: str, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, module: nn.Module, name: str, dtype: torch.dtype, device: str) -> None:
         self._module, self._name = module, name
         self._shape, self._dtype, self._device = getattr(module, name).shape, dtype, device
         self._packer: ExpertPacker | None = None
@@ -109,8 +130,8 @@ class _Experts:
 
 
 class _Linear:
-    def __init__(self, module: bnb.nn.Linear4bit, dtype: torch.dtype, device: str) -> None:
-        self.height = module.out_features
+    def __init__(self, module: nn.Module, name: str, dtype: torch.dtype, device: str) -> None:
+        self.height: int = getattr(module, name).shape[0]
         self._module, self._dtype, self._device = module, dtype, device
 
     def add(self, start: int, rows: torch.Tensor) -> None:  # noqa: ARG002 (there is one piece)

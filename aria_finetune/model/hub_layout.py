@@ -102,7 +102,7 @@ def open_checkpoint(path: str, revision: str | None = None) -> HubCheckpoint:
             read, or it has the older raw layout.
     """
     folder = checkpoint_folder(path, revision)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "aria":
         raise UserError(
             f"this is not an Aria checkpoint: config.json says model_type {config.get('model_type')!r}",
@@ -145,14 +145,15 @@ def checkpoint_folder(path: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def _renamed(name: str, starts: Sequence[tuple[str, ...]], ends: Sequence[tuple[str, ...]]) -> str:
+def _renamed(name: str, starts: Sequence[tuple[str, ...]], experts: Sequence[tuple[str, ...]]) -> str:
     for old, new in starts:
         if name.startswith(old):
             name = new + name.removeprefix(old)
             break
-    for old, new in ends:
-        if name.endswith(old):
-            return name.removesuffix(old) + new
+    for old, new in experts:
+        before, found, behind = name.partition(old)
+        if found and (not behind or behind.startswith(".")):  # behind it, the name of a packed weight's scales
+            return before + new + behind
     return name
 
 
@@ -188,7 +189,7 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _indexed_files(index: Path) -> dict[str, str]:
-    files = _read_json(index).get("weight_map")
+    files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise UserError("the index names no tensor (weight_map)", where=str(index), fix="download it again")
     # Merging writes files by these names: one with a folder in it could lie outside the output.
@@ -211,7 +212,12 @@ def _header(shard: Path) -> dict[str, StoredTensor]:
         raise UserError(f"the shard can't be read ({error})", where=str(shard), fix="download it again") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -9,10 +9,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
+from torch import nn
 from transformers import (
     AriaConfig,
     AriaForConditionalGeneration,
@@ -24,9 +27,10 @@ from transformers.models.aria.image_processing_pil_aria import AriaImageProcesso
 
 from aria_finetune.errors import UserError
 from aria_finetune.model.components import Component, components
-from aria_finetune.model.filling import Filling, empty_aria, fillings
-from aria_finetune.model.hub_layout import HubCheckpoint, disk_name, memory_name, open_checkpoint
-from aria_finetune.model.nf4 import prepare_for_nf4, unquantised_experts
+from aria_finetune.model.filling import empty_aria, fillings, places
+from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint
+from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, unquantised_experts
+from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, packed_shapes, state_of, stored_hashes
 from aria_finetune.model.router import install_float32_routers
 from aria_finetune.model.weight_stream import read_ahead
 
@@ -83,20 +87,21 @@ def load_model(
             although NF4 was asked for.
     """
     checkpoint = open_checkpoint(path, revision)
-    if "quantization_config" in checkpoint.config:
+    packed = is_nf4(checkpoint)
+    if packed and experts != "nf4":
         raise UserError(
-            "the checkpoint is quantised already",
+            f"the checkpoint is NF4, and model.experts is {experts}",
             where=str(checkpoint.folder),
-            fix="name the original weights; model.experts: nf4 packs them while they load",
+            fix="set model.experts=nf4, or name the original weights",
         )
     model = empty_model(checkpoint, dtype, implementation)
-    _check_complete(model, checkpoint)
     if experts == "nf4":
         prepare_for_nf4(model, dtype)
+    check_complete(model, checkpoint, packed=packed)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    _fill(model, checkpoint, dict(fillings(model, device, dtype)), watch)
+    (_take if packed else _fill)(model, checkpoint, device, dtype, _LayerCount(model, checkpoint, watch))
     model.tie_weights()
     install_float32_routers(model, lambda layer: checkpoint.read(ROUTER_KEY.format(layer=layer)))
     if experts == "nf4":
@@ -118,22 +123,67 @@ def empty_model(checkpoint: HubCheckpoint, dtype: torch.dtype, implementation: s
     return model
 
 
+class _LayerCount:
+    """Counts decoder layers of which all weights are there."""
+
+    def __init__(self, model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, watch: Watch | None) -> None:
+        names = (disk_name(name) for name, _ in model.named_parameters())
+        self._left = Counter(layer_of(name) for name in names if name in checkpoint.stored)
+        self._layers = model.config.text_config.num_hidden_layers
+        self._watch = watch
+
+    def __call__(self, name: str) -> None:
+        """The weight with this name on the disk is there."""
+        self._left[layer_of(name)] -= 1
+        if self._watch is not None:
+            self._watch(sum(self._left[layer] == 0 for layer in range(self._layers)), self._layers)
+
+
 def _fill(
-    model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, waiting: dict[str, Filling], watch: Watch | None
+    model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, device: str, dtype: torch.dtype, count: _LayerCount
 ) -> None:
-    by_disk_name = {
-        disk_name(name): filling for name, filling in waiting.items() if disk_name(name) in checkpoint.stored
-    }
-    left = Counter(layer_of(name) for name in by_disk_name)
-    layers = model.config.text_config.num_hidden_layers
-    for piece in read_ahead(checkpoint, {name: filling.height for name, filling in by_disk_name.items()}):
-        filling = by_disk_name[piece.name]
-        filling.add(piece.start, piece.rows)
+    """Give a model weights that are not packed, packing them where that is wanted."""
+    waiting = {disk_name(name): filling for name, filling in fillings(model, device, dtype).items()}
+    heights = {name: filling.height for name, filling in waiting.items() if name in checkpoint.stored}
+    for piece in read_ahead(checkpoint, heights):
+        waiting[piece.name].add(piece.start, piece.rows)
         if piece.start + len(piece.rows) == checkpoint.stored[piece.name].shape[0]:
-            filling.finish()
-            left[layer_of(piece.name)] -= 1
-            if watch is not None:
-                watch(sum(left[layer] == 0 for layer in range(layers)), layers)
+            waiting[piece.name].finish()
+            count(piece.name)
+
+
+def _take(
+    model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, device: str, dtype: torch.dtype, count: _LayerCount
+) -> None:
+    """Give a model the weights of an NF4 checkpoint; on a CPU they stay in the file, which is mapped into memory."""
+    check_files(
+        checkpoint.folder,
+        stored_hashes(checkpoint, INDEX, checkpoint.shards),
+        "files of the NF4 checkpoint are damaged",
+        "make it again with `aria-finetune quantize`",
+    )
+    with ExitStack() as stack:
+        opened = {
+            shard: stack.enter_context(safe_open(checkpoint.folder / shard, "pt", device=device))
+            for shard in checkpoint.shards
+        }
+
+        def read(name: str) -> torch.Tensor:
+            tensor: torch.Tensor = opened[checkpoint.stored[name].file].get_tensor(name)
+            return tensor
+
+        for full, module, name, kind in list(places(model)):
+            stored = disk_name(full)
+            if stored not in checkpoint.stored:
+                continue  # tied
+            match kind:
+                case "experts":
+                    put_experts(module, name, *state_of(stored, read, dtype))
+                case "linear":
+                    put_linear(module, *state_of(stored, read, dtype))
+                case "dense":
+                    setattr(module, name, nn.Parameter(read(stored).to(dtype), requires_grad=False))
+            count(stored)
 
 
 def layer_of(name: str) -> int | None:
@@ -177,15 +227,26 @@ def load_processor(checkpoint: HubCheckpoint) -> AriaProcessor:
     return AriaProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
 
-def _check_complete(model: AriaForConditionalGeneration, checkpoint: HubCheckpoint) -> None:
-    due = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+def check_complete(model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, *, packed: bool = False) -> None:
+    """Compare names and shapes of a checkpoint with those of a model, before any weight is read.
+
+    Raises:
+        UserError: weights are missing, unexpected or misshapen; they are named.
+    """
+    due: dict[str, tuple[int, ...] | None] = {name: tuple(value.shape) for name, value in model.named_parameters()}
     there = {memory_name(name): tensor.shape for name, tensor in checkpoint.stored.items()}
+    if packed:
+        for full, module, name, kind in places(model):
+            if kind != "dense":
+                due |= packed_shapes(full, getattr(module, name).shape)
+    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     found = {
         "missing": [name for name in due if name not in there and name not in tied],
         "unexpected": [name for name in there if name not in due and not name.endswith(COMPUTED)],
         "misshapen": [
-            f"{name} {there[name]} instead of {shape}" for name, shape in due.items() if there.get(name, shape) != shape
+            f"{name} {there[name]} instead of {shape}"
+            for name, shape in due.items()
+            if shape is not None and there.get(name, shape) != shape
         ],
     }
     problems = [_named(kind, sorted(keys)) for kind, keys in found.items() if keys]

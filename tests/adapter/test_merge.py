@@ -24,6 +24,7 @@ from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import INDEX, SINGLE
 from aria_finetune.model.lora import LoraPlan
 from aria_finetune.model.nf4 import AriaNF4Config
+from aria_finetune.quantization import quantize
 
 MakeAdapter = Callable[..., Path]
 PLANS = {
@@ -351,3 +352,40 @@ def test_where_the_base_is_looked_for(copied_adapter: Path, tiny_folder: Path) -
 def test_a_base_that_is_gone_is_named(copied_adapter: Path, tmp_path: Path) -> None:
     rename_base(copied_adapter, str(tmp_path / "gone"))
     assert str(tmp_path / "gone") in refusal(copied_adapter, tmp_path / "merged").message
+
+
+class TestNF4Base:
+    """An adapter that was trained on an NF4 checkpoint merges into the weights that it was made of."""
+
+    @pytest.fixture
+    def source(self, tiny_folder: Path, tmp_path: Path) -> Path:
+        shutil.copytree(tiny_folder, tmp_path / "source")
+        return tmp_path / "source"
+
+    @pytest.fixture
+    def trained(self, source: Path, copied_adapter: Path, tmp_path: Path) -> Path:
+        quantize(str(source), tmp_path / "nf4")
+        rename_base(copied_adapter, str(tmp_path / "nf4"))
+        return copied_adapter
+
+    def test_the_original_weights_are_found(self, trained: Path, source: Path, tmp_path: Path) -> None:
+        merge(trained, tmp_path / "merged")
+        merge(trained, tmp_path / "expected", base=str(source))
+        merged, expected = raw_tensors(tmp_path / "merged"), raw_tensors(tmp_path / "expected")
+        assert merged == expected
+        assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+
+    def test_changed_weights_are_refused(self, trained: Path, source: Path, tmp_path: Path) -> None:
+        file = source / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        error = refusal(trained, tmp_path / "merged")
+        assert "not the weights that the NF4 checkpoint was made of: model.safetensors" in error.message
+        assert error.where == str(source)
+
+    def test_weights_that_are_gone(self, trained: Path, source: Path, tmp_path: Path) -> None:
+        shutil.rmtree(source)
+        error = refusal(trained, tmp_path / "merged")
+        assert "trained on an NF4 checkpoint whose original weights can't be opened" in error.message
+        assert error.fix == "name the original weights with --base"
