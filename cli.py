@@ -211,7 +211,7 @@ def quantize(
     from aria_finetune.material import device_named
     from aria_finetune.quantization import quantize as run
 
-    with LayerProgress("quantising", console()) as progress:
+    with LayerProgress("quantising", console(), "files") as progress:
         run(model, output, revision=revision, device=device_named(device), watch=progress, say=progress.say)
     typer.echo(f"the NF4 checkpoint is in {output}/; name it as model.path")
 

@@ -16,8 +16,8 @@ PLAIN_SECONDS = 5.0
 class LayerProgress:
     """A bar on a terminal, a line now and then elsewhere; called with how many are done, and of how many."""
 
-    def __init__(self, what: str, console: Console) -> None:
-        self._what = what
+    def __init__(self, what: str, console: Console, unit: str = "layers") -> None:
+        self._what, self._unit = what, unit
         self._console = console
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -29,7 +29,7 @@ class LayerProgress:
                 TextColumn(self._what),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("layers"),
+                TextColumn(self._unit),
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=self._console, transient=True)
@@ -48,7 +48,7 @@ class LayerProgress:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
         elif time.monotonic() - self._printed_at >= PLAIN_SECONDS:
-            self.say(f"{self._what}: {done} of {total} layers")
+            self.say(f"{self._what}: {done} of {total} {self._unit}")
             self._printed_at = time.monotonic()
 
     def say(self, line: str) -> None:

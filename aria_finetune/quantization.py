@@ -232,6 +232,7 @@ def _write_part(part: Part, source: HubCheckpoint, folder: Path, device: str) ->
                 whole[piece.start : piece.start + len(piece.rows)] = piece.rows
     unnamed = folder / f"{part.file}.part"
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unnamed, {"format": "pt"})
+    unnamed.chmod((folder / LOCK).stat().st_mode)  # safetensors lets nobody else read what it writes
     sync(unnamed)
     sha256 = hash_file(unnamed)
     unnamed.rename(folder / part.file)

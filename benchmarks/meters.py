@@ -24,9 +24,10 @@ SAMPLING_SECONDS = 0.002
 
 @dataclass
 class Peak:
-    """The most memory during a block, above what was there before it."""
+    """The most memory during a block, above what was there before it; `now` gives how much it is at this moment."""
 
     bytes: int = 0
+    now: Callable[[], int] = int
 
 
 @contextmanager
@@ -39,12 +40,20 @@ def peak_memory(device: str) -> Iterator[Peak]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
+        peak.now = lambda: torch.cuda.memory_allocated() - before
         yield peak
         torch.cuda.synchronize()
         peak.bytes = torch.cuda.max_memory_allocated() - before
         return
     _return_freed_memory()
     before, done = anonymous_bytes(), threading.Event()
+
+    def now() -> int:
+        gc.collect()
+        _return_freed_memory()
+        return anonymous_bytes() - before
+
+    peak.now = now
 
     def sample() -> None:
         while not done.wait(SAMPLING_SECONDS):

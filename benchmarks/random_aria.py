@@ -33,6 +33,8 @@ FIRST_TEXT_ID = 64
 """Below lie the control tokens; id 9 is the image token."""
 IMAGE_TOKEN_ID = 9
 TEXT_IDS = 4096
+VOCABULARY: dict[Scale, int] = {"full": 100_352, "small": 768}
+"""Of the real Aria, and of the tiny one, whose tokenizer a made checkpoint gets."""
 STRENGTHS = (0.75, 1.1)
 """Weakest and strongest share of a token in the directions of its experts, beside its share in all the others."""
 LOGIT_SPREAD = 2.0
@@ -52,15 +54,15 @@ class Batch:
     normalised_pixels: torch.Tensor | None
 
 
-def aria_config(scale: Scale, layers: int, *, images: bool) -> AriaConfig:
+def aria_config(scale: Scale, layers: int, *, images: bool, whole_vocabulary: bool = False) -> AriaConfig:
     """Aria's dimensions (`full`) or a sixteenth of them (`small`), with `layers` decoder layers.
 
-    The vocabulary is short, for neither embedding nor lm_head is measured. Without images the vision tower is a
-    stub of one small layer, which is never called.
+    The vocabulary is short unless the whole is wanted, for where a step is measured neither embedding nor lm_head is.
+    Without images the vision tower is a stub of one small layer, which is never called.
     """
     full = scale == "full"
     text = AriaTextConfig(
-        vocab_size=FIRST_TEXT_ID + TEXT_IDS,
+        vocab_size=VOCABULARY[scale] if whole_vocabulary else FIRST_TEXT_ID + TEXT_IDS,
         hidden_size=2560 if full else 256,
         intermediate_size=1664 if full else 128,
         num_hidden_layers=layers,
@@ -70,6 +72,7 @@ def aria_config(scale: Scale, layers: int, *, images: bool) -> AriaConfig:
         moe_topk=6,
         moe_num_shared_experts=2,
         max_position_embeddings=65536,
+        rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 5e6},
         bos_token_id=1,
         eos_token_id=2,
@@ -125,14 +128,14 @@ def fill(model: AriaForConditionalGeneration, device: str, seed: int, put_expert
     for path, module in list(model.named_modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             full_name = f"{path}.{name}"
-            generator = _generator(device, seed, full_name)
+            generator = generator_for(device, seed, full_name)
             if isinstance(module, AriaExperts) and name in EXPERT_TENSORS:
                 put_experts(module, name, *_random_nf4(parameter.shape, deviation, generator))
             elif isinstance(module, bnb.nn.Linear4bit) and name == "weight":
                 put_linear(module, *_random_nf4(parameter.shape, deviation, generator))
             else:
                 wanted = _projector_deviation(full_name, parameter, text.num_hidden_layers) or deviation
-                values = _random_values(full_name, parameter, wanted, generator)
+                values = random_values(full_name, parameter, wanted, generator)
                 setattr(module, name, nn.Parameter(values, requires_grad=False))
     _balance_routing(model, device, seed)
     model.tie_weights()
@@ -141,7 +144,7 @@ def fill(model: AriaForConditionalGeneration, device: str, seed: int, put_expert
 def router_weight(layer: int, config: AriaConfig, device: str, seed: int) -> torch.Tensor:
     """(experts, hidden), bf16: orthogonal rows, the same set in every layer in another order."""
     rows_EH = _directions(config, device, seed)
-    order = torch.randperm(len(rows_EH), generator=_generator(device, seed, f"router {layer}"), device=device)
+    order = torch.randperm(len(rows_EH), generator=generator_for(device, seed, f"router {layer}"), device=device)
     weakest, strongest = STRENGTHS
     text = config.text_config
     # What the strengths below leave of a token after the norm before the router.
@@ -151,7 +154,7 @@ def router_weight(layer: int, config: AriaConfig, device: str, seed: int) -> tor
 
 def random_batch(config: AriaConfig, scale: Scale, tokens: int, images: int, device: str, seed: int) -> Batch:
     """One row of `tokens` tokens, the first of them the images; other seeds give other ids and pixels."""
-    generator = _generator(device, seed, "batch")
+    generator = generator_for(device, seed, "batch")
     size, tokens_of_image = tile(scale)
     text = tokens - images * tokens_of_image
     start = int(torch.randint(TEXT_IDS, (1,), generator=generator, device=device))
@@ -165,7 +168,8 @@ def random_batch(config: AriaConfig, scale: Scale, tokens: int, images: int, dev
     return Batch(ids, pixels, normalise(pixels, torch.bfloat16))
 
 
-def _generator(device: str, seed: int, name: str) -> torch.Generator:
+def generator_for(device: str, seed: int, name: str) -> torch.Generator:
+    """The source of a tensor's random values, the same in every process."""
     return torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
@@ -177,7 +181,8 @@ def _random_nf4(shape: torch.Size, deviation: float, generator: torch.Generator)
     return packed, double_quantised(scale, shape, torch.bfloat16)
 
 
-def _random_values(name: str, parameter: nn.Parameter, deviation: float, generator: torch.Generator) -> torch.Tensor:
+def random_values(name: str, parameter: torch.Tensor, deviation: float, generator: torch.Generator) -> torch.Tensor:
+    """Values for a dense parameter by its name: ones for norms, zeros for biases, else normally distributed."""
     device, dtype = generator.device, parameter.dtype
     if "norm" in name and name.endswith("weight"):
         return torch.ones(parameter.shape, device=device, dtype=dtype)
@@ -197,7 +202,7 @@ def _projector_deviation(name: str, parameter: nn.Parameter, layers: int) -> flo
 def _directions(config: AriaConfig, device: str, seed: int) -> torch.Tensor:
     """(experts, hidden), fp32, orthonormal rows."""
     text = config.text_config
-    generator = _generator(device, seed, "directions")
+    generator = generator_for(device, seed, "directions")
     random_HE = torch.randn(text.hidden_size, text.moe_num_experts, generator=generator, device=device)
     return torch.linalg.qr(random_HE).Q.T.contiguous()
 
@@ -220,7 +225,7 @@ def _routed_embedding(config: AriaConfig, device: str, seed: int) -> torch.Tenso
     rows_EH = _directions(config, device, seed)
     experts, hidden = rows_EH.shape
     top_k = config.text_config.moe_topk
-    noise_VH = torch.randn(TEXT_IDS, hidden, generator=_generator(device, seed, "embedding"), device=device)
+    noise_VH = torch.randn(TEXT_IDS, hidden, generator=generator_for(device, seed, "embedding"), device=device)
     noise_VH -= noise_VH @ rows_EH.T @ rows_EH
     chosen_VK = torch.arange(TEXT_IDS * top_k, device=device).view(TEXT_IDS, top_k) % experts
     strength_K = torch.linspace(*STRENGTHS, top_k, device=device) * math.sqrt(hidden / top_k)
