@@ -213,7 +213,8 @@ def _balance_routing(model: AriaForConditionalGeneration, device: str, seed: int
         weight = router_weight(index, model.config, device, seed)
         layer.router.weight = nn.Parameter(weight, requires_grad=False)
     embedding = model.get_input_embeddings().weight
-    embedding[FIRST_TEXT_ID:] = _routed_embedding(model.config, device, seed).to(embedding.dtype)
+    rows = embedding[FIRST_TEXT_ID : FIRST_TEXT_ID + TEXT_IDS]
+    rows.copy_(_routed_embedding(model.config, device, seed)[: len(rows)])
 
 
 def _routed_embedding(config: AriaConfig, device: str, seed: int) -> torch.Tensor:
