@@ -20,6 +20,7 @@ from aria_finetune.data.dataset import DataSource, RowSet, as_prompts, hold_out,
 from aria_finetune.data.rows import RowPlan, Viewing
 from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
+from aria_finetune.model.experts import LEAN
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
 from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor, pad_id, vision_tokens
 from aria_finetune.recipe import Recipe, resolve_data_path
@@ -171,12 +172,14 @@ def device_named(name: str, key: str = "--device") -> str:
 
 def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
     """The frozen base model as the recipe wants it, with the bytes of its parts; `watch` is told of its layers."""
+    device = choose_device(recipe)
+    automatic = LEAN if device == "cpu" else "grouped_mm"
     return load_model(
         recipe.model.path,
         revision=recipe.model.revision,
         experts=recipe.model.experts,
         dtype=DTYPES[recipe.model.compute_dtype],
-        device=choose_device(recipe),
-        implementation="grouped_mm" if recipe.moe.implementation == "auto" else recipe.moe.implementation,
+        device=device,
+        implementation=automatic if recipe.moe.implementation == "auto" else recipe.moe.implementation,
         watch=watch,
     )

@@ -9,6 +9,7 @@ from peft import PeftModel
 from random_aria import Batch, empty_model, fill, router_weight
 from transformers import AriaConfig, AriaForConditionalGeneration
 
+from aria_finetune.model.experts import LEAN
 from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts
 from aria_finetune.model.router import install_float32_routers
@@ -17,6 +18,8 @@ from aria_finetune.model.vision import as_encoder_outputs, image_features
 
 def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan) -> PeftModel:
     """The model with adapters, on `device`."""
+    if device == "cpu":
+        config.text_config._experts_implementation = LEAN  # noqa: SLF001 (what a run on a CPU takes)
     model = empty_model(config)
     prepare_for_nf4(model, torch.bfloat16)
     fill(model, device, seed, put_experts)

@@ -28,6 +28,7 @@ FLAGS = {
         "--pack", "--workers", "--engine", "--column", "--answers", "--take", "--eval", "--encoding", "--converter", "--to"
     },
     "formats": {"name"},
+    "quantize": {"model", "output", "--revision", "--device"},
     "merge": {"adapter", "output", "--base", "--revision", "--check"},
     "export": {"adapter", "output", "--base"},
     "recipes": {"name"},
@@ -223,3 +224,14 @@ def test_a_defect_of_ours_shows_its_traceback_and_exits_with_1() -> None:
     result = subprocess.run([sys.executable, "-c", code, "formats"], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "ZeroDivisionError" in result.stderr
+
+
+def test_quantize_and_what_it_refuses(tmp_path: Path) -> None:
+    code, said = run("quantize", "tiny", tmp_path / "nf4")
+    assert (code, said) == (0, f"the NF4 checkpoint is in {tmp_path / 'nf4'}/; name it as model.path\n")
+    code, said = run("quantize", tmp_path / "nf4", tmp_path / "again")
+    assert code == 2
+    assert "the checkpoint is NF4 already" in said
+    code, said = run("quantize", tmp_path / "nowhere", tmp_path / "out")
+    assert code == 2
+    assert "no such checkpoint folder" in said

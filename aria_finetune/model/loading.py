@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
 
 from aria_finetune.errors import UserError
+from aria_finetune.model import experts as _registered  # noqa: F401
 from aria_finetune.model.components import Component, components
 from aria_finetune.model.filling import empty_aria, fillings, places
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint

@@ -169,7 +169,7 @@ class LoraSection(Section):
 class MoeSection(Section):
     """How the routed experts are computed."""
 
-    implementation: Literal["auto", "eager", "grouped_mm"] = "auto"
+    implementation: Literal["auto", "eager", "grouped_mm", "lean"] = "auto"
 
 
 class TrainSection(Section):
