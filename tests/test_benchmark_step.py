@@ -118,7 +118,7 @@ def test_our_path_is_built_as_training_builds_it(load: Load) -> None:
     random_aria, one_path = load("random_aria"), load("one_path")
     config = random_aria.aria_config("small", 2, images=False)
     measured = one_path.PATHS["ours"].build(config, "cpu", 0, one_path.PLAN)
-    trained = add_lora(load_model("tiny").model, one_path.PLAN, base_name="tiny", seed=0)
+    trained = add_lora(load_model("tiny", implementation="lean").model, one_path.PLAN, base_name="tiny", seed=0)
 
     def describe(model: nn.Module) -> dict[str, tuple[str, list[torch.dtype]]]:
         return {
