@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AriaTextConfig
 from transformers.models.aria.modeling_aria import AriaExperts
 
-from aria_finetune.model.experts import LEAN, PackedExperts, shares
+from aria_finetune.model.experts import LEAN, PackedExperts, multiply, rounded_up, shares
 from aria_finetune.model.loading import load_model
 from aria_finetune.model.nf4 import EXPERT_TENSORS, expert_state, put_experts, quantize_experts
 
@@ -68,6 +68,23 @@ def test_outputs_and_gradients_in_fp32(tokens: int, idle: int, other: str, packe
     found = gradients(experts(LEAN, torch.float32, packed=packed), *batch)
     due = gradients(experts(other, torch.float32, packed=packed), *batch)
     assert max(map(distance, found, due)) < 5e-7
+
+
+def test_products_on_a_cpu_have_few_shapes() -> None:
+    counts = [rounded_up(count) for count in range(1, 4097)]
+    assert len(set(counts)) == 8 + 4 * 9  # all up to 8, then four to each power of two up to 4096
+    assert counts[:16] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12, 14, 14, 16, 16]
+    assert all(count <= rounded <= 1.25 * count for count, rounded in enumerate(counts, start=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 9, 33])
+def test_rounding_up_changes_no_row(count: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(shape, generator=generator).to(dtype) for shape in ((count, 64), (64, 32)))
+    found = multiply(rows, weight)
+    assert found.shape == (count, 32)
+    assert distance(found, rows.double() @ weight.double()) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 def test_in_bf16_it_is_no_further_from_the_truth_than_eager() -> None:

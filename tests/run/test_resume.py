@@ -305,11 +305,16 @@ def test_keys_that_change_no_update_may_differ(recipe_of: Callable[..., Recipe],
 
 
 def test_a_batch_cut_up_otherwise_gives_the_same_updates(
-    recipe_of: Callable[..., Recipe], stopped: Path, whole: Path
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = go_on(recipe_of("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1"))
+    exact = "model.dtype=float32"  # bf16 rounds a padded batch otherwise, and a step or two later that shows
+    recipe = recipe_of(exact)
+    stop_at(monkeypatch, recipe, 3)
+    again = recipe_of(exact, "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1")
+    run, _ = go_on(again)
+    whole = train(recipe_of(exact, name="whole"), Console(file=io.StringIO()))
     losses = [[line["loss"] for line in steady_metrics(path) if "loss" in line] for path in (run, whole)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # bf16
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_other_rows_are_refused(
