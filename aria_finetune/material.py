@@ -5,7 +5,6 @@ Training and evaluation both start here. Translates recipe keys into the plain v
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,16 @@ from transformers import AriaProcessor
 from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import Collator
-from aria_finetune.data.dataset import DataSource, RowSet, as_prompts, hold_out, load_rows
-from aria_finetune.data.rows import RowPlan, Viewing
+from aria_finetune.data.dataset import RowSet, as_prompts
+from aria_finetune.data.rows import RowPlan
 from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
-from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor, pad_id, vision_tokens
-from aria_finetune.recipe import Recipe, resolve_data_path
-from aria_finetune.recipe.schema import SourceSection
+from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor
+from aria_finetune.model.settings import pad_id
+from aria_finetune.recipe import Recipe
+from aria_finetune.sources import RowReader, build_viewing
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -53,11 +53,8 @@ def prepare(
     `decode_media` decodes every picture of raw sources now, instead of only reading its header. `begun` are the rows
     of a run that goes on.
     """
-    material, read = _open(recipe, media_store, decode_media=decode_media, begun=begun)
-    train_rows = read(recipe.data.train)
-    eval_rows = read(recipe.data.eval) if recipe.data.eval else RowSet()
-    if recipe.data.eval_fraction is not None:
-        train_rows, eval_rows = hold_out(train_rows, recipe.data.eval_fraction, recipe.train.seed)
+    material, reader = _open(recipe, media_store, decode_media=decode_media, begun=begun)
+    train_rows, eval_rows = reader.training_and_evaluation()
     return replace(material, train_rows=train_rows, eval_rows=eval_rows)
 
 
@@ -71,70 +68,23 @@ def prepare_prompts(recipe: Recipe, media_store: Path) -> Material:
         raise UserError(
             "the recipe names no evaluation data", where=str(recipe.file), fix="add data.eval, or data.eval_fraction"
         )
-    material, read = _open(recipe, media_store)
+    material, reader = _open(recipe, media_store)
     if recipe.data.eval:
-        return replace(material, eval_rows=read(recipe.data.eval, generation=True))
+        return replace(material, eval_rows=reader.read(recipe.data.eval, generation=True))
     # Rows are chosen as training chose them, and only then planned as prompts, so that none was trained on.
-    fraction = recipe.data.eval_fraction or 0.0
-    _, held = hold_out(read(recipe.data.train), fraction, recipe.train.seed)
-    return replace(material, eval_rows=as_prompts(held, build_viewing(recipe, material.checkpoint), material.chat))
+    _, held = reader.training_and_evaluation()
+    return replace(material, eval_rows=as_prompts(held, reader.viewing, material.chat))
 
 
 def _open(
     recipe: Recipe, media_store: Path, *, decode_media: bool = False, begun: BegunRows | None = None
-) -> tuple[Material, Callable[..., RowSet]]:
-    """Material without rows, and the function that reads rows of some sources."""
+) -> tuple[Material, RowReader]:
+    """Material without rows, and what reads them."""
     checkpoint = open_checkpoint(recipe.model.path, recipe.model.revision)
     processor = load_processor(checkpoint)
     chat = ChatTokenizer(processor.tokenizer)
-    viewing = build_viewing(recipe, checkpoint)
-
-    def read(sections: tuple[SourceSection, ...], *, generation: bool = False) -> RowSet:
-        return load_rows(
-            [build_source(recipe, section) for section in sections],
-            viewing,
-            chat,
-            media_store=media_store,
-            max_rejects=recipe.data.max_rejects,
-            max_pixels=recipe.data.max_pixels,
-            generation=generation,
-            decode_media=decode_media,
-            begun=begun,
-            media_timeout=recipe.data.media_timeout,
-        )
-
-    return Material(checkpoint, processor, chat, RowSet(), RowSet()), read
-
-
-def build_viewing(recipe: Recipe, checkpoint: HubCheckpoint) -> Viewing:
-    """How rows are shown, from the recipe's `data` and the checkpoint's projector."""
-    data = recipe.data
-    return Viewing(
-        image_size=data.image_size,
-        split_images=data.split_images,
-        max_tokens=data.max_tokens,
-        too_long=data.too_long,
-        loss_on=data.loss_on,
-        num_frames=data.num_frames,
-        timestamps=data.timestamps,
-        vision_tokens=vision_tokens(checkpoint),
-    )
-
-
-def build_source(recipe: Recipe, section: SourceSection) -> DataSource:
-    """One entry of `data.train` or `data.eval` with its paths found."""
-    return DataSource(
-        path=resolve_data_path(recipe.file, section.path),
-        format=section.format,
-        media_roots=tuple(resolve_data_path(recipe.file, root) for root in section.media_root),
-        weight=section.weight,
-        companions=tuple(resolve_data_path(recipe.file, file) for file in section.companions),
-        columns=section.columns,
-        answers=section.answers,
-        take=section.take,
-        encoding=section.encoding,
-        converter=resolve_data_path(recipe.file, section.converter) if section.converter else None,
-    )
+    reader = RowReader(recipe, build_viewing(recipe, checkpoint), chat, media_store, decode_media, begun)
+    return Material(checkpoint, processor, chat, RowSet(), RowSet()), reader
 
 
 def build_collator(recipe: Recipe, material: Material, **changes: Any) -> Collator:

@@ -15,7 +15,7 @@ import torch
 
 from aria_finetune.material import Material, choose_device
 from aria_finetune.memory import peak_memory_gib
-from aria_finetune.model.components import Component
+from aria_finetune.model.parts import Component
 from aria_finetune.provenance import fingerprint, versions
 from aria_finetune.recipe import Recipe, resolve_data_path
 from aria_finetune.resumption import Start

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from aria_finetune.libraries import names_local_model
 from aria_finetune.material import Material
-from aria_finetune.model.components import Component
+from aria_finetune.model.parts import Component
 from aria_finetune.progress import duration
 from aria_finetune.recipe import Recipe
 from aria_finetune.run_folder import PICTURE_FILE, REJECTS_FILE, ROWS_FILE, SKIPPED_FILE, RunFolder

@@ -32,9 +32,9 @@ from aria_finetune.errors import UserError
 from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.layer_progress import LayerProgress
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
-from aria_finetune.model.components import Component
 from aria_finetune.model.loading import Watch
 from aria_finetune.model.lora import LoraPlan, add_lora
+from aria_finetune.model.parts import Component
 from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
 from aria_finetune.resumption import Start, check_identity, find_start, identify

@@ -96,7 +96,9 @@ LAYERS: dict[str, Layer] = {
     ),
     "run_folder": Layer(("run_folder",), knows=("staging", "redaction", "errors"), never=TRAINING_STACK),
     "progress": Layer(("progress",), knows=("run_folder", "errors"), never=frozenset({"trl"})),
-    "material": Layer(("material",), knows=(*BUILDERS, "recipe"), never=frozenset({"trl"})),
+    "planner": Layer(("planner",), knows=("model", "errors"), never=HEAVY),
+    "sources": Layer(("sources",), knows=("data", "model", "recipe"), never=frozenset({"peft", "trl", "bitsandbytes"})),
+    "material": Layer(("material",), knows=(*BUILDERS, "recipe", "sources"), never=frozenset({"trl"})),
     "summary": Layer(
         ("summary",),
         knows=(*BUILDERS, "recipe", "material", "run_folder", "progress"),

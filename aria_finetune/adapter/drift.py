@@ -18,7 +18,8 @@ from aria_finetune.adapter.files import open_adapter
 from aria_finetune.adapter.merge import open_base
 from aria_finetune.data.chat import ChatTokenizer, Picture, Text, Turn
 from aria_finetune.errors import UserError
-from aria_finetune.model.loading import load_processor, own_kernels, vision_tokens
+from aria_finetune.model.loading import load_processor, own_kernels
+from aria_finetune.model.settings import vision_tokens
 from aria_finetune.model.vision import normalise
 
 PROMPT = "What is in this picture?"

@@ -21,7 +21,8 @@ from aria_finetune.tiny import CHECKPOINT as TINY
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
+DOWNLOADED = (*SMALL_FILES, "*.safetensors")
 RAW_LAYOUT_MARKS = ("vision_tower.vision_model.", ".ln_ffn.", ".ln_kv.", "multi_modal_projector.ffn.")
 """Parts of key names that only the older raw layout of Aria's checkpoints has."""
 
@@ -50,11 +51,17 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class HubCheckpoint:
-    """A folder with `config.json` and safetensors, and the tensors in it by name."""
+class CheckpointSettings:
+    """A folder with `config.json`, tokenizer and processor, its weights aside."""
 
     folder: Path
     config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HubCheckpoint(CheckpointSettings):
+    """A folder with `config.json` and safetensors, and the tensors in it by name."""
+
     stored: Mapping[str, StoredTensor]
 
     @property
@@ -101,15 +108,8 @@ def open_checkpoint(path: str, revision: str | None = None) -> HubCheckpoint:
         UserError: nothing is there, it is not Aria, it is not safetensors, a shard is missing or can't be
             read, or it has the older raw layout.
     """
-    folder = checkpoint_folder(path, revision)
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "aria":
-        raise UserError(
-            f"this is not an Aria checkpoint: config.json says model_type {config.get('model_type')!r}",
-            where=str(folder),
-            fix="model.path must name rhymes-ai/Aria, a folder with its files, or tiny",
-        )
-    stored = _stored_tensors(folder)
+    settings = _settings(checkpoint_folder(path, revision))
+    folder, stored = settings.folder, _stored_tensors(settings.folder)
     raw = sorted(name for name in stored if any(mark in name for mark in RAW_LAYOUT_MARKS))
     if raw:
         raise UserError(
@@ -118,11 +118,20 @@ def open_checkpoint(path: str, revision: str | None = None) -> HubCheckpoint:
             where=str(folder),
             fix="use the current files of rhymes-ai/Aria, whose keys start with language_model.model.",
         )
-    return HubCheckpoint(folder=folder, config=config, stored=stored)
+    return HubCheckpoint(folder=folder, config=settings.config, stored=stored)
 
 
-def checkpoint_folder(path: str, revision: str | None = None) -> Path:
-    """Local folder of `path`: itself, the packaged tiny Aria, or a snapshot fetched from the hub.
+def open_settings(path: str, revision: str | None = None) -> CheckpointSettings:
+    """The same without its weights, which are neither looked at nor fetched from the hub.
+
+    Raises:
+        UserError: nothing is there, or it is not Aria.
+    """
+    return _settings(checkpoint_folder(path, revision, SMALL_FILES))
+
+
+def checkpoint_folder(path: str, revision: str | None = None, files: Sequence[str] = DOWNLOADED) -> Path:
+    """Local folder of `path`: itself, the packaged tiny Aria, or a snapshot of some files fetched from the hub.
 
     Raises:
         UserError: no such folder and no such hub repository in reach.
@@ -137,12 +146,23 @@ def checkpoint_folder(path: str, revision: str | None = None) -> Path:
             f"no such checkpoint folder: {path}", fix="give a folder, a hub id such as rhymes-ai/Aria, or tiny"
         )
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=DOWNLOADED))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{path} is neither a folder here nor a model that can be fetched from the hub ({type(error).__name__})",
             fix="check the name, the network and HF_TOKEN, or download it and give the folder",
         ) from error
+
+
+def _settings(folder: Path) -> CheckpointSettings:
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "aria":
+        raise UserError(
+            f"this is not an Aria checkpoint: config.json says model_type {config.get('model_type')!r}",
+            where=str(folder),
+            fix="model.path must name rhymes-ai/Aria, a folder with its files, or tiny",
+        )
+    return CheckpointSettings(folder=folder, config=config)
 
 
 def _renamed(name: str, starts: Sequence[tuple[str, ...]], experts: Sequence[tuple[str, ...]]) -> str:

@@ -5,7 +5,6 @@ Knows the checkpoint and the modules. Knows nothing of adapters, data or the tra
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -20,19 +19,20 @@ from transformers import (
     AriaConfig,
     AriaForConditionalGeneration,
     AriaProcessor,
-    AutoTokenizer,
     GenerationConfig,
 )
 from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
 
 from aria_finetune.errors import UserError
 from aria_finetune.model import experts as _registered  # noqa: F401
-from aria_finetune.model.components import Component, components
+from aria_finetune.model.components import components
 from aria_finetune.model.filling import empty_aria, fillings, places
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, unquantised_experts
 from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, packed_shapes, state_of, stored_hashes
+from aria_finetune.model.parts import Component
 from aria_finetune.model.router import install_float32_routers
+from aria_finetune.model.settings import explained, load_tokenizer
 from aria_finetune.model.weight_stream import read_ahead
 
 Experts = Literal["nf4", "bf16", "fp32"]
@@ -43,8 +43,6 @@ GENERATION_CONFIG = "generation_config.json"
 COMPUTED = ".rotary_emb.inv_freq"
 """The end of names that older checkpoints have for what is computed nowadays."""
 ROUTER_KEY = "language_model.model.layers.{layer}.mlp.router.weight"
-DEFAULT_PATCH = 14
-DEFAULT_QUERIES = {1225: 128, 4900: 256}
 NAMED_KEYS = 5
 """How many keys an error names before it only counts the others."""
 
@@ -207,20 +205,9 @@ def load_processor(checkpoint: HubCheckpoint) -> AriaProcessor:
     Raises:
         UserError: tokenizer or image processor files are missing or damaged.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        if not hasattr(tokenizer, "image_token"):  # checkpoints from before transformers knew Aria
-            named = {"image_token": "<|img|>"}
-            tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.folder, trust_remote_code=False, extra_special_tokens=named
-            )
+    tokenizer = load_tokenizer(checkpoint)
+    with explained(checkpoint.folder):
         image_processor = AriaImageProcessorPil.from_pretrained(checkpoint.folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"tokenizer or image processor can't be loaded ({error})",
-            where=str(checkpoint.folder),
-            fix="the folder needs tokenizer.json, tokenizer_config.json and preprocessor_config.json",
-        ) from error
     template = tokenizer.chat_template
     file = checkpoint.folder / "chat_template.jinja"
     if file.is_file():
@@ -271,20 +258,3 @@ def _check_quantised(model: AriaForConditionalGeneration) -> None:
             f"{len(dense)} routed-expert tensor(s) are not NF4 although model.experts is nf4, such as {dense[0]}",
             fix="report this with your versions (aria-finetune doctor); model.experts: bf16 loads them dense",
         )
-
-
-def vision_tokens(checkpoint: HubCheckpoint) -> dict[int, int]:
-    """Image tokens of one tile by its side in pixels, from the projector's table of patches and queries."""
-    patch = checkpoint.config.get("vision_config", {}).get("patch_size", DEFAULT_PATCH)
-    table = checkpoint.config.get("projector_patch_to_query_dict") or DEFAULT_QUERIES
-    return {math.isqrt(int(patches)) * patch: int(queries) for patches, queries in table.items()}
-
-
-def pad_id(checkpoint: HubCheckpoint) -> int:
-    """The id that fills up short rows; inside the embedding, which the hub tokenizer's `<pad>` is not."""
-    text = checkpoint.config.get("text_config", {})
-    for key in ("pad_token_id", "eos_token_id", "bos_token_id"):
-        token = text.get(key)
-        if isinstance(token, int) and 0 <= token < text.get("vocab_size", 0):
-            return token
-    return 0

@@ -23,7 +23,7 @@ from aria_finetune.data.tiles import fit_tile, make_tiles
 from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.model.hub_layout import open_checkpoint
-from aria_finetune.model.loading import pad_id
+from aria_finetune.model.settings import pad_id
 
 PAD = 2
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from aria_finetune.model.components import Component, components, part_of
+from aria_finetune.model.components import components
 from aria_finetune.model.loading import Experts, load_model
 from aria_finetune.model.lora import LoraPlan, add_lora
+from aria_finetune.model.parts import Component, part_of
 
 PARTS = {
     "routed experts": "mlp.experts",

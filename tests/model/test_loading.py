@@ -13,9 +13,10 @@ from transformers import AriaForConditionalGeneration, PreTrainedTokenizerFast
 
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import open_checkpoint
-from aria_finetune.model.loading import Experts, load_model, load_processor, pad_id, vision_tokens
+from aria_finetune.model.loading import Experts, load_model, load_processor
 from aria_finetune.model.nf4 import unquantised_experts
 from aria_finetune.model.router import Float32Router
+from aria_finetune.model.settings import pad_id, vision_tokens
 
 LAYER = "language_model.model.layers.1."
 IN_MEMORY = "model.language_model.layers.1."

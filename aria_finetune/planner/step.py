@@ -1,0 +1,237 @@
+"""Peak memory of a run by phase, from what each phase holds at its fullest.
+
+What a layer holds for a token is counted from the tensors that its forward leaves to its backward, and from those that the
+backward has at the same time; the comments name them. On a CPU the counts are held against measured peaks (benchmarks/plan.py,
+benchmarks/full_size.py); on CUDA nothing has been measured. Letters: H hidden, I width of an expert, K experts to a token,
+S width of the shared experts, T tokens of a micro-batch, V vocabulary. Knows nothing of how a step is computed beyond that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aria_finetune.planner.architecture import Architecture
+from aria_finetune.planner.resident import FLOAT32, Adapter, Holding, adapter_bytes, model_components
+
+Device = Literal["cpu", "cuda"]
+Implementation = Literal["lean", "grouped_mm", "eager"]
+PhaseName = Literal["loading", "vision", "loss", "backward", "optimizer", "evaluation"]
+
+MIB = 2**20
+TILE_ROWS, TILE_COLUMNS = 4096, 32768
+"""Positions and vocabulary entries whose logits are there at a time (trl/kernels/chunked_logprob.py)."""
+READ_AHEAD_BYTES = 8 * 32 * MIB
+"""Pieces of tensors on their way while a model is loaded, of 32 MiB each at most."""
+CUDA_CONTEXT = 512 * MIB
+"""What a process takes on a card before its first tensor, with the workspaces of cuBLAS."""
+CPU_RUNTIME = 48 * MIB
+"""What libraries take on a CPU from their first use on: threads, arenas, modules imported late."""
+KERNEL_BYTES = 0.53 * MIB
+"""Of machine code that oneDNN writes for the shape of a 16-bit product on a CPU, and keeps; measured."""
+KEPT_KERNELS = 4096
+DENSE_KERNELS = 22
+"""Shapes of products that every number of tokens brings anew: attention, its adapters, shared experts, lm_head."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The largest micro-batch: rows, tokens of the longest of them, labels and tiles by side of all of them.
+
+    `lengths` is how many different numbers of tokens micro-batches have.
+    """
+
+    rows: int
+    tokens: int
+    labels: int
+    tiles: Mapping[int, int] = field(default_factory=dict)
+    lengths: int = 1
+
+    @property
+    def positions(self) -> int:
+        """Tokens with padding."""
+        return self.rows * self.tokens
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run computes. `tiles_at_a_time` go through the vision tower together, by their side in pixels."""
+
+    device: Device
+    implementation: Implementation
+    checkpointing: bool = True
+    offloading: bool = False
+    tiles_at_a_time: Mapping[int, int] = field(default_factory=lambda: {490: 4, 980: 1})
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What there is at the fullest moment of a phase: bytes by what they are."""
+
+    name: PhaseName
+    parts: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        """All of them."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model, an adapter and a way to compute: all of a run but its rows."""
+
+    architecture: Architecture
+    holding: Holding
+    adapter: Adapter
+    execution: Execution
+
+    def phases(self, training: Batch, evaluation: Batch | None = None) -> list[Phase]:
+        """What a run holds in each of its phases, in their order.
+
+        Args:
+            training: the largest micro-batch of training.
+            evaluation: the largest of evaluation, if there is one.
+        """
+        adapter, gradients, state = adapter_bytes(self.adapter, self.architecture)
+        loaded = self._loaded()
+        model = {**loaded, "adapter": adapter}
+        trained = {**model, "gradients": gradients, "optimizer": state}
+        batch = self._batch(training)
+        phases = [
+            Phase("loading", {**loaded, "reading ahead": self._reading()}),
+            Phase("loss", {**trained, **batch, "loss": self._loss(training)}),
+            Phase("backward", {**trained, **batch, **self._layer(training)}),
+            Phase("optimizer", {**trained, "update": adapter, "machine code": batch.get("machine code", 0)}),
+        ]
+        if training.tiles and self.holding.vision:
+            phases.insert(1, Phase("vision", {**trained, **self._tower(training)}))
+        if evaluation is not None:
+            phases.append(Phase("evaluation", {**trained, **self._evaluation(evaluation)}))
+        return [Phase(phase.name, {name: size for name, size in phase.parts.items() if size}) for phase in phases]
+
+    def peak(self, training: Batch, evaluation: Batch | None = None) -> Phase:
+        """The fullest phase."""
+        return max(self.phases(training, evaluation), key=lambda phase: phase.bytes)
+
+    def host_bytes(self) -> int:
+        """What of the model is in host memory although it computes on a GPU."""
+        parts = model_components(self.architecture, self.holding)
+        return sum(part.bytes for part in parts if part.home == "host") if self.execution.device == "cuda" else 0
+
+    def _loaded(self) -> dict[str, int]:
+        parts = model_components(self.architecture, self.holding)
+        model = sum(part.bytes for part in parts) - self.host_bytes()
+        runtime = CUDA_CONTEXT if self.execution.device == "cuda" else CPU_RUNTIME
+        return {"model": model, "expert buffers": self._expert_buffers(), "runtime": runtime}
+
+    def _expert_buffers(self) -> int:
+        """Two layers of packed experts on the card, one in use and one on its way."""
+        if not (self.holding.experts_on_host and self.execution.device == "cuda"):
+            return 0
+        parts = model_components(self.architecture, self.holding)
+        experts = sum(part.bytes for part in parts if part.name == "routed experts")
+        return 2 * experts // self.architecture.layers
+
+    def _reading(self) -> int:
+        """Pieces of the largest tensors, of which none is larger than the tensor."""
+        a = self.architecture
+        largest = max(a.vocabulary * a.hidden, a.hidden * 2 * a.width, a.hidden * a.shared_width) * self.holding.width
+        scales = a.experts * a.hidden * 2 * a.width // 64 * FLOAT32 if self.holding.packed else 0
+        pieces = READ_AHEAD_BYTES if self.execution.device == "cpu" else READ_AHEAD_BYTES // 8
+        return min(pieces, 8 * largest) + 2 * scales
+
+    def _batch(self, batch: Batch) -> dict[str, int]:
+        """What lies there from the forward of the first layer to the backward of the first layer."""
+        a, width = self.architecture, self.holding.width
+        kept = a.layers * batch.positions * a.hidden * width
+        on_host = self.execution.offloading and self.execution.device == "cuda"
+        features = sum(a.queries[a.vision.patches(tile)] * count for tile, count in batch.tiles.items())
+        pixels = sum(3 * tile**2 * count for tile, count in batch.tiles.items()) if self.holding.vision else 0
+        return {
+            "layer inputs": 0 if on_host else kept,
+            "pictures": features * a.hidden * width + pixels,
+            "machine code": self._machine_code(batch),
+            "allocator": self._hoarded(),
+        }
+
+    def _machine_code(self, batch: Batch) -> int:
+        """oneDNN's, which only multiplies in 16 bit; experts round their tokens up, so that few shapes come up."""
+        if self.execution.device != "cpu" or self.holding.width != 2:
+            return 0
+        a = self.architecture
+        most = min(3 * batch.positions * a.top_k // a.experts + 8, batch.positions)
+        rounded = min(most, 8) + max(0, 4 * (most.bit_length() - 3))
+        shapes = 4 * rounded + DENSE_KERNELS * batch.lengths + (16 if batch.tiles else 0)
+        return int(KERNEL_BYTES * min(shapes, KEPT_KERNELS))
+
+    def _hoarded(self) -> int:
+        """Freed blocks that glibc keeps, cut by the small tensors between them: two unpacked experts to a layer; measured."""
+        if self.execution.device != "cpu" or not self.holding.packed:
+            return 0
+        a = self.architecture
+        return 2 * a.layers * a.hidden * 2 * a.width * self.holding.width
+
+    def _loss(self, batch: Batch) -> int:
+        a, width = self.architecture, self.holding.width
+        columns = min(a.vocabulary, TILE_COLUMNS)
+        if self.execution.device == "cuda":  # only labelled positions, in tiles of logits that are changed in place
+            return min(batch.labels, TILE_ROWS) * columns * width + 2 * batch.labels * a.hidden * FLOAT32
+        rows = min(batch.positions, TILE_ROWS)
+        # A tile of logits and eight fp32 tensors of its shape, a slice of the head and hidden states and gradient in fp32.
+        tile = rows * columns * (width + 8 * FLOAT32)
+        return tile + columns * a.hidden * FLOAT32 + 2 * batch.positions * a.hidden * FLOAT32
+
+    def _layer(self, batch: Batch) -> dict[str, int]:
+        """What a layer leaves to its backward and has in it, and the weights that it unpacks for that."""
+        layers = 1 if self.execution.checkpointing else self.architecture.layers
+        token = sum(self._token_bytes())
+        return {
+            "layer": layers * batch.positions * token,
+            "unpacked weights": self._workspace(),
+        }
+
+    def _token_bytes(self) -> Iterator[int]:
+        a, width = self.architecture, self.holding.width
+        # Norms leave fp32 inputs (two of 4 bytes), the router its own; attention leaves queries, keys, values, output and
+        # the inputs of four adapters; gradients of them come and go in the backward, some in fp32.
+        yield a.hidden * (6 * FLOAT32 + 17 * width)
+        yield 3 * a.shared_width * width  # gate, up, and what they become
+        if self.execution.implementation == "lean":
+            yield round(a.top_k * 2 * a.width * width * 1.125)  # gate and up, rounded up to few shapes
+        else:
+            # Tokens gathered for their experts, gate and up, what they become, and what comes back.
+            yield round(a.top_k * width * (2 * a.hidden + 2.5 * a.width))
+
+    def _workspace(self) -> int:
+        a, width = self.architecture, self.holding.width
+        expert = a.hidden * 2 * a.width
+        if not self.holding.packed:
+            return 0
+        linear = a.hidden * max(a.shared_width, a.heads * a.head_dim) * width
+        if self.execution.implementation == "lean":
+            scales = a.experts * expert // 64 * FLOAT32
+            return round(2.5 * scales) + round(1.5 * expert * width) + linear
+        return a.experts * round(1.5 * expert) * width + linear
+
+    def _tower(self, batch: Batch) -> dict[str, int]:
+        return {**self._batch(Batch(batch.rows, 0, 0, batch.tiles)), "tower": max(map(self._tile_bytes, batch.tiles))}
+
+    def _tile_bytes(self, tile: int) -> int:
+        """Every layer's hidden states are kept to the end; masks are spelled out for every pair of patches."""
+        a, tower, width = self.architecture, self.architecture.vision, self.holding.width
+        count, patches = self.execution.tiles_at_a_time[tile], tower.patches(tile)
+        states = (tower.layers + 1) * patches * tower.hidden * width
+        layer = patches * (4 * tower.hidden + 2 * tower.width) * width
+        masks = patches**2 * (1 + width)
+        queries = 3 * tower.heads * a.queries[patches] * patches * width
+        pixels = 3 * tile**2 * (2 * FLOAT32 + width)
+        return count * (states + max(layer + masks, queries) + pixels)
+
+    def _evaluation(self, batch: Batch) -> dict[str, int]:
+        """No layer input is kept, and a layer holds about half of what it does in training."""
+        held = self._batch(batch) | {"layer inputs": 0}
+        layer = round(0.5 * batch.positions * sum(self._token_bytes())) + self._workspace()
+        work = {"loss": self._loss(batch)} if self._loss(batch) > layer else {"layer": layer}
+        return held | work

@@ -1,0 +1,89 @@
+"""The rows that a recipe names: its sources found, read, planned, and some of them held out.
+
+Knows recipes and a tokenizer; neither weights nor the processor of pictures, so that a plan is made without either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aria_finetune.data.begun import BegunRows
+from aria_finetune.data.chat import ChatTokenizer
+from aria_finetune.data.dataset import DataSource, RowSet, hold_out, load_rows
+from aria_finetune.data.rows import Viewing
+from aria_finetune.model.hub_layout import CheckpointSettings
+from aria_finetune.model.settings import vision_tokens
+from aria_finetune.recipe import Recipe, resolve_data_path
+from aria_finetune.recipe.schema import SourceSection
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the rows of a recipe's sources.
+
+    `decode_media` decodes every picture of raw sources instead of only reading its header. `begun` are the rows of a run
+    that goes on.
+    """
+
+    recipe: Recipe
+    viewing: Viewing
+    chat: ChatTokenizer
+    media_store: Path
+    decode_media: bool = False
+    begun: BegunRows | None = None
+
+    def read(self, sections: tuple[SourceSection, ...], *, generation: bool = False) -> RowSet:
+        """The rows of some sources, planned; with `generation` as prompts."""
+        data = self.recipe.data
+        return load_rows(
+            [build_source(self.recipe, section) for section in sections],
+            self.viewing,
+            self.chat,
+            media_store=self.media_store,
+            max_rejects=data.max_rejects,
+            max_pixels=data.max_pixels,
+            generation=generation,
+            decode_media=self.decode_media,
+            begun=self.begun,
+            media_timeout=data.media_timeout,
+        )
+
+    def training_and_evaluation(self) -> tuple[RowSet, RowSet]:
+        """The rows to train on, and those to evaluate on while training."""
+        data = self.recipe.data
+        rows = self.read(data.train)
+        if data.eval_fraction is not None:
+            return hold_out(rows, data.eval_fraction, self.recipe.train.seed)
+        return rows, self.read(data.eval) if data.eval else RowSet()
+
+
+def build_viewing(recipe: Recipe, checkpoint: CheckpointSettings) -> Viewing:
+    """How rows are shown, from the recipe's `data` and the checkpoint's projector."""
+    data = recipe.data
+    return Viewing(
+        image_size=data.image_size,
+        split_images=data.split_images,
+        max_tokens=data.max_tokens,
+        too_long=data.too_long,
+        loss_on=data.loss_on,
+        num_frames=data.num_frames,
+        timestamps=data.timestamps,
+        vision_tokens=vision_tokens(checkpoint),
+    )
+
+
+def build_source(recipe: Recipe, section: SourceSection) -> DataSource:
+    """One entry of `data.train` or `data.eval` with its paths found."""
+    return DataSource(
+        path=resolve_data_path(recipe.file, section.path),
+        format=section.format,
+        media_roots=tuple(resolve_data_path(recipe.file, root) for root in section.media_root),
+        weight=section.weight,
+        companions=tuple(resolve_data_path(recipe.file, file) for file in section.companions),
+        columns=section.columns,
+        answers=section.answers,
+        take=section.take,
+        encoding=section.encoding,
+        converter=resolve_data_path(recipe.file, section.converter) if section.converter else None,
+    )

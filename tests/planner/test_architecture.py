@@ -1,0 +1,56 @@
+"""Shapes from a configuration alone are those of the modules that transformers makes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AriaConfig
+
+from aria_finetune.model.filling import empty_aria
+from aria_finetune.planner.architecture import Architecture
+from aria_finetune.tiny import CHECKPOINT
+
+
+def tiny(**text: object) -> AriaConfig:
+    config = AriaConfig.from_pretrained(CHECKPOINT)
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    return config
+
+
+def real() -> AriaConfig:
+    """The real Aria's, as its config.json has it."""
+    return AriaConfig(
+        text_config={
+            "vocab_size": 100_352, "hidden_size": 2560, "intermediate_size": 1664, "num_hidden_layers": 28,
+            "num_attention_heads": 20, "num_key_value_heads": 20, "moe_num_experts": 64, "moe_topk": 6,
+            "moe_num_shared_experts": 2,
+        },
+        vision_config={
+            "model_type": "idefics3_vision", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+            "num_attention_heads": 16, "image_size": 980, "patch_size": 14,
+        },
+        projector_patch_to_query_dict={1225: 128, 4900: 256},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [tiny(), tiny(num_key_value_heads=2), tiny(moe_num_shared_experts=3), real()])
+def test_names_and_shapes_of_all_weights(config: AriaConfig) -> None:
+    with torch.device("meta"):
+        model = empty_aria(config, torch.bfloat16, attention="sdpa", experts={"text_config": "eager"})
+    due = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert dict(Architecture.from_config(config).weights()) == due
+
+
+def test_the_real_size() -> None:
+    architecture = Architecture.from_config(real())
+    sizes = [torch.Size(shape).numel() for _, shape in architecture.weights()]
+    assert sum(sizes) == 25_307_311_216
+
+
+def test_a_tied_head_is_counted_once() -> None:
+    config = tiny()
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    names = [name for name, _ in Architecture.from_config(config).weights()]
+    assert "lm_head.weight" not in names
+    assert len(names) == len(set(names))
