@@ -22,7 +22,7 @@ from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
-from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor, pad_id, vision_tokens
+from aria_finetune.model.loading import Holding, LoadedModel, Watch, load_model, load_processor, pad_id, vision_tokens
 from aria_finetune.recipe import Recipe, resolve_data_path
 from aria_finetune.recipe.schema import SourceSection
 
@@ -181,5 +181,6 @@ def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
         dtype=DTYPES[recipe.model.compute_dtype],
         device=device,
         implementation=automatic if recipe.moe.implementation == "auto" else recipe.moe.implementation,
+        holding=Holding(lm_head=recipe.model.lm_head),
         watch=watch,
     )

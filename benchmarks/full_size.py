@@ -36,7 +36,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from aria_finetune.data.dataset import EpochOrder  # noqa: E402
 from aria_finetune.model.components import components  # noqa: E402
 from aria_finetune.model.hub_layout import open_checkpoint  # noqa: E402
-from aria_finetune.model.loading import load_processor  # noqa: E402
+from aria_finetune.model.loading import Holding, load_processor  # noqa: E402
 from aria_finetune.model.lora import LoraPlan, adapter_state  # noqa: E402
 from aria_finetune.recipe import load_recipe  # noqa: E402
 from aria_finetune.run_folder import RunFolder  # noqa: E402
@@ -55,7 +55,8 @@ def main() -> int:
     config = aria_config(arguments.scale, arguments.layers, images=True, whole_vocabulary=True)
     with meters.peak_memory(arguments.device) as building:
         began = time.monotonic()
-        model = ours.build(config, arguments.device, arguments.seed, LoraPlan(rank=arguments.rank, dropout=0.05))
+        plan = LoraPlan(rank=arguments.rank, dropout=0.05)
+        model = ours.build(config, arguments.device, arguments.seed, plan, Holding(lm_head=arguments.lm_head))
         seconds = time.monotonic() - began
         held = building.now()
     parts = components(model)
@@ -74,6 +75,7 @@ def main() -> int:
         "layers": arguments.layers,
         "tokens": tokens,
         "images": arguments.images,
+        "lm_head": arguments.lm_head,
         "device": arguments.device,
         "device_name": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
@@ -110,6 +112,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=0, help="in each row, 490 px and 128 tokens each")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--lm-head", choices=["dense", "nf4"], default="dense", help="model.lm_head of a recipe")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", choices=["full", "small"], default="full", help="small is for trying this program")

@@ -10,18 +10,20 @@ from random_aria import Batch, empty_model, fill, router_weight
 from transformers import AriaConfig, AriaForConditionalGeneration
 
 from aria_finetune.model.experts import LEAN
+from aria_finetune.model.loading import Holding
 from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts
 from aria_finetune.model.router import install_float32_routers
 from aria_finetune.model.vision import as_encoder_outputs, image_features
 
 
-def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan) -> PeftModel:
-    """The model with adapters, on `device`."""
+def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan, holding: Holding | None = None) -> PeftModel:
+    """The model with adapters, on `device`; `holding` says how it is held, plainly if it is left out."""
+    holding = holding or Holding()
     if device == "cpu":
         config.text_config._experts_implementation = LEAN  # noqa: SLF001 (what a run on a CPU takes)
     model = empty_model(config)
-    prepare_for_nf4(model, torch.bfloat16)
+    prepare_for_nf4(model, torch.bfloat16, head=holding.lm_head == "nf4")
     fill(model, device, seed, put_experts)
     install_float32_routers(model, lambda layer: router_weight(layer, config, device, seed))
     model.requires_grad_(requires_grad=False)

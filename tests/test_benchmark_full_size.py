@@ -57,6 +57,15 @@ def test_training(images: int) -> None:
     assert found["parameters"] > 64 * 2 * (256 * 256 + 128 * 256)
 
 
+def test_training_with_a_small_card_in_mind() -> None:
+    small = ("--scale", "small", "--layers", "2", "--tokens", "40", "--json")
+    plain, found = result(run("full_size.py", *small)), result(run("full_size.py", *small, "--lm-head", "nf4"))
+    assert (found["finite"], found["all_gradients_nonzero"]) == (True, True)
+    assert plain["bytes"]["lm_head"] == 768 * 256 * 2
+    assert found["bytes"]["lm_head"] == pytest.approx(768 * 256 * (0.5 + 1 / 64), rel=0.02)
+    assert found["losses"] == pytest.approx(plain["losses"], rel=0.2), "other random weights stand in the head"
+
+
 WITHOUT_A_GRADIENT = """
 import torch
 import aria_finetune.model.lora as lora

@@ -30,7 +30,7 @@ from aria_finetune.model import experts as _registered  # noqa: F401
 from aria_finetune.model.components import Component, components
 from aria_finetune.model.filling import empty_aria, fillings, places
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint
-from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, unquantised_experts
+from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, quantize_linear, unquantised_experts
 from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, packed_shapes, state_of, stored_hashes
 from aria_finetune.model.router import install_float32_routers
 from aria_finetune.model.weight_stream import read_ahead
@@ -50,6 +50,13 @@ NAMED_KEYS = 5
 
 
 @dataclass(frozen=True)
+class Holding:
+    """How the parts of Aria are held that can be held in more than one way."""
+
+    lm_head: Literal["dense", "nf4"] = "dense"
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """The frozen base model in evaluation mode, where it came from and what its parts take."""
 
@@ -66,6 +73,7 @@ def load_model(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
     implementation: str = "grouped_mm",
+    holding: Holding | None = None,
     watch: Watch | None = None,
 ) -> LoadedModel:
     """Load an Aria checkpoint straight onto `device`, all weights frozen.
@@ -80,13 +88,16 @@ def load_model(
             `bf16` and `fp32` keep everything dense.
         dtype: of the parts that are not 4-bit, and of the arithmetic.
         device: `cpu` or `cuda`.
-        implementation: how the routed experts are computed, `grouped_mm` or `eager`.
+        implementation: how the routed experts are computed, `grouped_mm`, `eager` or `lean`.
+        holding: how the parts are held that can be held in more than one way; plainly, if it is left out.
         watch: is told how many decoder layers are loaded, and of how many.
 
     Raises:
-        UserError: the checkpoint is not a complete Aria in the hub layout, or a routed expert is not NF4
-            although NF4 was asked for.
+        UserError: the checkpoint is not a complete Aria in the hub layout, a routed expert is not NF4
+            although NF4 was asked for, or the lm_head is to be NF4 and is the embedding as well.
+        ValueError: the lm_head is to be NF4 and the experts are not.
     """
+    holding = holding or Holding()
     checkpoint = open_checkpoint(path, revision)
     packed = is_nf4(checkpoint)
     if packed and experts != "nf4":
@@ -96,8 +107,9 @@ def load_model(
             fix="set model.experts=nf4, or name the original weights",
         )
     model = empty_model(checkpoint, dtype, implementation)
+    _check_holding(holding, experts, model, checkpoint)
     if experts == "nf4":
-        prepare_for_nf4(model, dtype)
+        prepare_for_nf4(model, dtype, head=holding.lm_head == "nf4")
     check_complete(model, checkpoint, packed=packed)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -109,6 +121,21 @@ def load_model(
         _check_quantised(model)
     model.requires_grad_(requires_grad=False)
     return LoadedModel(model=model, checkpoint=checkpoint, components=components(model))
+
+
+def _check_holding(
+    holding: Holding, experts: Experts, model: AriaForConditionalGeneration, checkpoint: HubCheckpoint
+) -> None:
+    if holding.lm_head != "nf4":
+        return
+    if experts != "nf4":
+        raise ValueError("the lm_head can be NF4 only where the experts are")
+    if model.config.tie_word_embeddings:
+        raise UserError(
+            "the lm_head of this checkpoint is its embedding, which can't be NF4",
+            where=str(checkpoint.folder / "config.json"),
+            fix="set model.lm_head=dense",
+        )
 
 
 def empty_model(checkpoint: HubCheckpoint, dtype: torch.dtype, implementation: str) -> AriaForConditionalGeneration:
@@ -182,6 +209,8 @@ def _take(
                     put_experts(module, name, *state_of(stored, read, dtype))
                 case "linear":
                     put_linear(module, *state_of(stored, read, dtype))
+                case "head":  # which is dense in every file
+                    put_linear(module, *quantize_linear(read(stored).to(dtype)))
                 case "dense":
                     setattr(module, name, nn.Parameter(read(stored).to(dtype), requires_grad=False))
             count(stored)
@@ -238,7 +267,7 @@ def check_complete(model: AriaForConditionalGeneration, checkpoint: HubCheckpoin
     there = {memory_name(name): tensor.shape for name, tensor in checkpoint.stored.items()}
     if packed:
         for full, module, name, kind in places(model):
-            if kind != "dense":
+            if kind in {"linear", "experts"}:
                 due |= packed_shapes(full, getattr(module, name).shape)
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     found = {

@@ -82,13 +82,14 @@ class ModelSection(Section):
     """Which Aria and in what precision.
 
     `path` is a hub id, a folder, or `tiny`. `experts` is how the routed experts are held; `dtype` is the type of
-    everything else, None for the one that goes with `experts`.
+    everything else, None for the one that goes with `experts`. `lm_head` may be held in NF4 as well.
     """
 
     path: Text
     revision: Text | None = None
     experts: ExpertsType = "nf4"
     dtype: ComputeType | None = None
+    lm_head: Literal["dense", "nf4"] = "dense"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property

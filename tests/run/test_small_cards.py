@@ -1,0 +1,125 @@
+"""Runs whose parts are held so as to take less of a card: the same numbers as without, and the parts where they should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from rich.console import Console
+from torch import nn
+
+from aria_finetune.evaluation import EvaluationOptions, evaluate
+from aria_finetune.material import load_base, prepare
+from aria_finetune.model.loading import load_model
+from aria_finetune.model.nf4 import quantize_linear
+from aria_finetune.progress import ProgressReport
+from aria_finetune.quantization import quantize
+from aria_finetune.recipe import Recipe
+from aria_finetune.run_folder import open_run_folder
+from aria_finetune.trainer import AriaTrainer
+from aria_finetune.training import build_model, build_trainer, train
+
+DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
+MakeRecipe = Callable[..., Recipe]
+Start = Callable[[Recipe], AriaTrainer]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """The trainer of a recipe, ready to train."""
+
+    def make(recipe: Recipe) -> AriaTrainer:
+        with open_run_folder(recipe.output_dir, overwrite=False) as run:
+            material = prepare(recipe, tmp_path / "store")
+            model, _ = build_model(recipe, run, material)
+            run.began = True
+            return build_trainer(recipe, run, material, model, ProgressReport(run, Console(quiet=True)))
+
+    return make
+
+
+def logged(trainer: AriaTrainer) -> list[dict[str, Any]]:
+    """What was logged of steps and evaluations, but for what a clock or a meter gave."""
+    timed = ("per_second", "runtime", "seconds", "memory", "total_flos", "train_loss")
+    entries = [
+        {k: v for k, v in entry.items() if not any(t in k for t in timed)} for entry in trainer.state.log_history
+    ]
+    return [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
+
+
+# The head in NF4
+
+
+def with_dequantised_head(trainer: AriaTrainer) -> AriaTrainer:
+    """A dense head of the values that NF4 would stand for."""
+    head = trainer.model.get_base_model().lm_head
+    head.weight = nn.Parameter(dequantize_4bit(*quantize_linear(head.weight.data)), requires_grad=False)
+    return trainer
+
+
+def test_training_with_an_nf4_head_logs_what_trl_logs_for_its_dequantised_weight(
+    make_recipe: MakeRecipe, start: Start
+) -> None:
+    """Losses, entropies and accuracies within 1e-5, all else equal; accumulation and evaluation included."""
+    settings = (
+        "model.dtype=float32",
+        "train.max_steps=4",
+        f"data.eval={DATA}/chat.jsonl",
+        "train.eval_steps=2",
+        "train.eval_strategy=steps",
+    )
+    found, due = start(make_recipe(*settings, "model.lm_head=nf4")), start(make_recipe(*settings, name="dense"))
+    assert not isinstance(due.model.get_base_model().lm_head, type(found.model.get_base_model().lm_head))
+    with_dequantised_head(due)
+    found.train()
+    due.train()
+    assert [sorted(entry) for entry in logged(found)] == [sorted(entry) for entry in logged(due)]
+    assert {"loss", "entropy", "mean_token_accuracy", "num_tokens", "grad_norm"} <= set(logged(found)[0])
+    assert {"eval_loss", "eval_entropy", "eval_mean_token_accuracy"} <= set(logged(found)[2])
+    for ours, theirs in zip(logged(found), logged(due), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5)
+
+
+def test_under_autocast_an_nf4_head_is_close_to_the_dense_one(make_recipe: MakeRecipe, start: Start) -> None:
+    """In bf16 TRL rounds its logits, and we don't."""
+    found = start(make_recipe("train.max_steps=2", "model.lm_head=nf4"))
+    due = with_dequantised_head(start(make_recipe("train.max_steps=2", name="dense")))
+    found.train()
+    due.train()
+    for ours, theirs in zip(logged(found), logged(due), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=2e-2)
+
+
+def test_a_whole_run_with_an_nf4_head_and_its_evaluation(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe("model.lm_head=nf4", "train.max_steps=2", f"data.eval={DATA}/warmth-eval.jsonl")
+    run = train(recipe, Console(quiet=True))
+    report = json.loads((run / "run.json").read_text())
+    assert {part["name"]: part["dtype"] for part in report["components"]}["lm_head"] == "nf4"
+    assert report["recipe"]["model"]["lm_head"] == "nf4"
+    result = evaluate(
+        recipe,
+        tmp_path / "evaluation",
+        EvaluationOptions(adapter=run / "adapter", max_new_tokens=3),
+        Console(quiet=True),
+    )
+    assert result["rows"] > 0
+
+
+def test_an_nf4_head_is_the_same_from_a_checkpoint_quantised_before(
+    make_recipe: MakeRecipe, tmp_path: Path, tiny_folder: Path
+) -> None:
+    quantize(str(tiny_folder), tmp_path / "nf4")
+    ids = torch.randint(10, 700, (2, 30), generator=torch.Generator().manual_seed(0))
+    logits = []
+    for path in (tiny_folder, tmp_path / "nf4"):
+        model = load_base(make_recipe("model.lm_head=nf4", f"model.path={path}", "model.dtype=float32")).model
+        with torch.no_grad():
+            logits.append(model(input_ids=ids).logits)
+    assert torch.equal(*logits)
+    assert not torch.equal(logits[0], load_model(str(tiny_folder), dtype=torch.float32).model(input_ids=ids).logits)
