@@ -26,6 +26,7 @@ FREE_KEYS = {
     "model.device",
     "data.on_bad_media",
     "data.media_timeout",
+    "moe.experts_on",
     "train.dataloader_num_workers",
     "train.gradient_checkpointing",
     "train.logging_steps",

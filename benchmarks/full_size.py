@@ -35,8 +35,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 
 from aria_finetune.data.dataset import EpochOrder  # noqa: E402
 from aria_finetune.model.components import components  # noqa: E402
+from aria_finetune.model.holding import Holding  # noqa: E402
 from aria_finetune.model.hub_layout import open_checkpoint  # noqa: E402
-from aria_finetune.model.loading import Holding, load_processor  # noqa: E402
+from aria_finetune.model.loading import load_processor  # noqa: E402
 from aria_finetune.model.lora import LoraPlan, adapter_state  # noqa: E402
 from aria_finetune.recipe import load_recipe  # noqa: E402
 from aria_finetune.run_folder import RunFolder  # noqa: E402
@@ -56,7 +57,8 @@ def main() -> int:
     with meters.peak_memory(arguments.device) as building:
         began = time.monotonic()
         plan = LoraPlan(rank=arguments.rank, dropout=0.05)
-        model = ours.build(config, arguments.device, arguments.seed, plan, Holding(lm_head=arguments.lm_head))
+        holding = Holding(lm_head=arguments.lm_head, experts=arguments.experts_on)
+        model = ours.build(config, arguments.device, arguments.seed, plan, holding)
         seconds = time.monotonic() - began
         held = building.now()
     parts = components(model)
@@ -76,6 +78,7 @@ def main() -> int:
         "tokens": tokens,
         "images": arguments.images,
         "lm_head": arguments.lm_head,
+        "experts_on": arguments.experts_on,
         "device": arguments.device,
         "device_name": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
@@ -113,6 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lm-head", choices=["dense", "nf4"], default="dense", help="model.lm_head of a recipe")
+    parser.add_argument("--experts-on", choices=["device", "host"], default="device", help="moe.experts_on")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", choices=["full", "small"], default="full", help="small is for trying this program")

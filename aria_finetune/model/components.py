@@ -15,8 +15,12 @@ from torch import nn
 from transformers.models.aria.modeling_aria import AriaExperts
 
 from aria_finetune.model.nf4 import EXPERT_TENSORS, expert_state
+from aria_finetune.model.nf4 import HOST as HOST_EXPERTS
 
+DEVICE, HOST = "device", "host"
+BUFFERS = "expert_buffers."
 PARTS = (
+    (BUFFERS, "expert buffers"),
     (".experts.", "routed experts"),
     (".shared_experts.", "shared experts"),
     (".self_attn.", "attention"),
@@ -30,22 +34,33 @@ REST = "norms and buffers"
 
 @dataclass(frozen=True)
 class Component:
-    """One part: how many weights it has, their dtypes as held in memory, and its bytes."""
+    """One part: how many weights it has, their dtypes as held in memory, its bytes, and where they are.
+
+    `home` is `host` for what is held in host memory although the model computes elsewhere; else it is `device`.
+    """
 
     name: str
     parameters: int
     dtype: str
     bytes: int
+    home: str = DEVICE
 
 
 def components(model: nn.Module) -> list[Component]:
     """Bytes of every part of `model`, largest first."""
-    counts: dict[str, tuple[int, set[str], int]] = {}
-    for name, numel, dtype, size in _tensors(model):
-        part = part_of(name)
-        parameters, dtypes, total = counts.get(part, (0, set(), 0))
-        counts[part] = (parameters + numel, dtypes | {dtype}, total + size)
-    rows = [Component(part, n, "+".join(sorted(dtypes)), size) for part, (n, dtypes, size) in counts.items()]
+    parts: dict[tuple[str, str], list[_Tensor]] = {}
+    for tensor in _tensors(model):
+        parts.setdefault((part_of(tensor.name), tensor.home), []).append(tensor)
+    rows = [
+        Component(
+            part,
+            sum(tensor.weights for tensor in tensors),
+            "+".join(sorted({tensor.dtype for tensor in tensors})),
+            sum(tensor.bytes for tensor in tensors),
+            home,
+        )
+        for (part, home), tensors in parts.items()
+    ]
     return sorted(rows, key=lambda row: -row.bytes)
 
 
@@ -58,33 +73,55 @@ def part_of(name: str) -> str:
     return next((part for mark, part in PARTS if mark in f".{name}."), REST)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, int, str, int]]:
-    """Name, number of weights, dtype and bytes of every parameter, buffer and quantisation state."""
+@dataclass(frozen=True)
+class _Tensor:
+    """A parameter, buffer or packed weight with its quantisation state."""
+
+    name: str
+    weights: int
+    dtype: str
+    bytes: int
+    home: str = DEVICE
+
+
+def _tensors(model: nn.Module) -> Iterator[_Tensor]:
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if ".parametrizations." in name:
             continue  # counted below, with their scales
         if isinstance(state, QuantState):
-            yield name, state.shape.numel(), "nf4", _size(parameter) + _state_size(state)
+            yield _Tensor(name, state.shape.numel(), "nf4", parameter.nbytes + _state_size(state))
         else:
-            yield name, parameter.numel(), str(parameter.dtype).removeprefix("torch."), _size(parameter)
+            yield _Tensor(name, parameter.numel(), _dtype(parameter), parameter.nbytes)
     for name, buffer in model.named_buffers():
-        yield name, 0, str(buffer.dtype).removeprefix("torch."), _size(buffer)
+        yield _Tensor(name, 0, _dtype(buffer), buffer.nbytes)
+    yield from _expert_tensors(model)
+
+
+def _expert_tensors(model: nn.Module) -> Iterator[_Tensor]:
+    ferries: dict[int, int] = {}
     for path, module in model.named_modules():
-        if isinstance(module, AriaExperts):
-            for tensor in EXPERT_TENSORS:
-                found = expert_state(module, tensor)
-                if found is not None:
-                    packed, state = found
-                    yield f"{path}.{tensor}", state.shape.numel(), "nf4", _size(packed) + _state_size(state)
+        if not isinstance(module, AriaExperts):
+            continue
+        host = module.__dict__.get(HOST_EXPERTS)
+        for tensor in EXPERT_TENSORS:
+            found = expert_state(module, tensor)
+            if found is not None:
+                packed, state = found
+                size, home = packed.nbytes + _state_size(state), DEVICE if host is None else HOST
+                yield _Tensor(f"{path}.{tensor}", state.shape.numel(), "nf4", size, home)
+        if host is not None and host.ferry is not None:
+            ferries[id(host.ferry)] = host.ferry.bytes
+    for size in ferries.values():
+        yield _Tensor(BUFFERS, 0, "uint8", size)
 
 
-def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _state_size(state: QuantState) -> int:
     tensors = [state.absmax, state.code]
     if state.nested:
         tensors += [state.offset, state.state2.absmax, state.state2.code]
-    return sum(_size(tensor) for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

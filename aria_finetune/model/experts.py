@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.aria.modeling_aria import AriaExperts
 
-from aria_finetune.model.nf4 import EXPERT_TENSORS, PackedRows, expert_state
+from aria_finetune.model.nf4 import EXPERT_TENSORS, HOST, PackedRows, expert_state
 
 LEAN = "lean"
 """The name under which transformers knows it (`experts_implementation`)."""
@@ -143,6 +143,10 @@ def lean_experts(
 
 
 def _projections(experts: AriaExperts) -> tuple[Projection, Projection]:
+    host = experts.__dict__.get(HOST)
+    if host is not None:
+        stacks = host.fetch()
+        return PackedExperts(*stacks["gate_up_proj"]), PackedExperts(*stacks["down_proj"])
     gate_up, down = (_projection(experts, name) for name in EXPERT_TENSORS)
     return gate_up, down
 

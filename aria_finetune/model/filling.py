@@ -17,6 +17,8 @@ from torch import nn
 from transformers import AriaConfig, AriaForConditionalGeneration
 from transformers.models.aria.modeling_aria import AriaExperts
 
+from aria_finetune.model.holding import Holding
+from aria_finetune.model.host_experts import put_on_host
 from aria_finetune.model.nf4 import EXPERT_TENSORS, HEAD, Packer, put_experts, put_linear, quantize_linear
 
 Kind = Literal["dense", "linear", "experts", "head"]
@@ -76,22 +78,23 @@ def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Kind]]:
                 yield full, module, name, "dense"
 
 
-def fillings(model: nn.Module, device: str, dtype: torch.dtype) -> dict[str, Filling]:
-    """The parameters of an empty model by their names, each ready to be filled on `device`."""
+def fillings(model: nn.Module, device: str, dtype: torch.dtype, holding: Holding | None = None) -> dict[str, Filling]:
+    """The parameters of an empty model by their names, each ready to be filled on `device` or where it is held."""
     made: dict[str, Filling] = {}
+    holding = holding or Holding()
     for full, module, name, kind in places(model):
+        home, weight = holding.home(full, device), getattr(module, name)
         match kind:
             case "experts":
-                put = partial(put_experts, module, name)
-                made[full] = _Packed(getattr(module, name).shape, dtype, device, height=1, put=put)
+                put = partial(put_on_host if holding.experts == "host" else put_experts, module, name)
+                made[full] = _Packed(partial(Packer, weight.shape, dtype, home, device), height=1, put=put)
             case "head":
-                weight = getattr(module, name)
-                height = dense_height(weight)
-                made[full] = _Packed(weight.shape, dtype, device, height=height, put=partial(put_linear, module))
+                put, packer = partial(put_linear, module), partial(Packer, weight.shape, dtype, device)
+                made[full] = _Packed(packer, height=dense_height(weight), put=put)
             case "linear":
                 made[full] = _Linear(module, name, dtype, device)
             case "dense":
-                made[full] = _Dense(module, name, device)
+                made[full] = _Dense(module, name, home)
     return made
 
 
@@ -120,14 +123,14 @@ class _Dense:
 
 
 class _Packed:
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: str, *, height: int, put: Put) -> None:
+    def __init__(self, make_packer: Callable[[], Packer], *, height: int, put: Put) -> None:
         self.height = height
-        self._shape, self._dtype, self._device, self._put = shape, dtype, device, put
+        self._make_packer, self._put = make_packer, put
         self._packer: Packer | None = None
 
     def add(self, start: int, rows: torch.Tensor) -> None:
         if self._packer is None:
-            self._packer = Packer(self._shape, self._dtype, self._device)
+            self._packer = self._make_packer()
         self._packer.add(start, rows)
 
     def finish(self) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,9 +27,11 @@ from transformers import (
 from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
 
 from aria_finetune.errors import UserError
-from aria_finetune.model import experts as _registered  # noqa: F401
 from aria_finetune.model.components import Component, components
+from aria_finetune.model.experts import LEAN
 from aria_finetune.model.filling import empty_aria, fillings, places
+from aria_finetune.model.holding import Holding
+from aria_finetune.model.host_experts import connect_experts, put_on_host
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, quantize_linear, unquantised_experts
 from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, packed_shapes, state_of, stored_hashes
@@ -47,13 +50,6 @@ DEFAULT_PATCH = 14
 DEFAULT_QUERIES = {1225: 128, 4900: 256}
 NAMED_KEYS = 5
 """How many keys an error names before it only counts the others."""
-
-
-@dataclass(frozen=True)
-class Holding:
-    """How the parts of Aria are held that can be held in more than one way."""
-
-    lm_head: Literal["dense", "nf4"] = "dense"
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def load_model(
     Raises:
         UserError: the checkpoint is not a complete Aria in the hub layout, a routed expert is not NF4
             although NF4 was asked for, or the lm_head is to be NF4 and is the embedding as well.
-        ValueError: the lm_head is to be NF4 and the experts are not.
+        ValueError: `holding` does not go with `experts` or `implementation`.
     """
     holding = holding or Holding()
     checkpoint = open_checkpoint(path, revision)
@@ -107,15 +103,18 @@ def load_model(
             fix="set model.experts=nf4, or name the original weights",
         )
     model = empty_model(checkpoint, dtype, implementation)
-    _check_holding(holding, experts, model, checkpoint)
+    _check_holding(holding, experts, implementation, model, checkpoint)
     if experts == "nf4":
         prepare_for_nf4(model, dtype, head=holding.lm_head == "nf4")
     check_complete(model, checkpoint, packed=packed)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    (_take if packed else _fill)(model, checkpoint, device, dtype, _LayerCount(model, checkpoint, watch))
+    count = _LayerCount(model, checkpoint, watch)
+    (_take if packed else _fill)(model, checkpoint, device, dtype, holding, count)
     model.tie_weights()
+    if holding.experts == "host":
+        connect_experts(model, device)
     install_float32_routers(model, lambda layer: checkpoint.read(ROUTER_KEY.format(layer=layer)))
     if experts == "nf4":
         _check_quantised(model)
@@ -124,13 +123,17 @@ def load_model(
 
 
 def _check_holding(
-    holding: Holding, experts: Experts, model: AriaForConditionalGeneration, checkpoint: HubCheckpoint
+    holding: Holding,
+    experts: Experts,
+    implementation: str,
+    model: AriaForConditionalGeneration,
+    checkpoint: HubCheckpoint,
 ) -> None:
-    if holding.lm_head != "nf4":
-        return
-    if experts != "nf4":
-        raise ValueError("the lm_head can be NF4 only where the experts are")
-    if model.config.tie_word_embeddings:
+    if experts != "nf4" and (holding.lm_head == "nf4" or holding.experts == "host"):
+        raise ValueError("an lm_head in NF4 and experts in host memory need experts in NF4")
+    if holding.experts == "host" and implementation != LEAN:
+        raise ValueError(f"{implementation} takes all experts of a layer at once, which must be on the device")
+    if holding.lm_head == "nf4" and model.config.tie_word_embeddings:
         raise UserError(
             "the lm_head of this checkpoint is its embedding, which can't be NF4",
             where=str(checkpoint.folder / "config.json"),
@@ -168,10 +171,15 @@ class _LayerCount:
 
 
 def _fill(
-    model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, device: str, dtype: torch.dtype, count: _LayerCount
+    model: AriaForConditionalGeneration,
+    checkpoint: HubCheckpoint,
+    device: str,
+    dtype: torch.dtype,
+    holding: Holding,
+    count: _LayerCount,
 ) -> None:
     """Give a model weights that are not packed, packing them where that is wanted."""
-    waiting = {disk_name(name): filling for name, filling in fillings(model, device, dtype).items()}
+    waiting = {disk_name(name): filling for name, filling in fillings(model, device, dtype, holding).items()}
     heights = {name: filling.height for name, filling in waiting.items() if name in checkpoint.stored}
     for piece in read_ahead(checkpoint, heights):
         waiting[piece.name].add(piece.start, piece.rows)
@@ -181,7 +189,12 @@ def _fill(
 
 
 def _take(
-    model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, device: str, dtype: torch.dtype, count: _LayerCount
+    model: AriaForConditionalGeneration,
+    checkpoint: HubCheckpoint,
+    device: str,
+    dtype: torch.dtype,
+    holding: Holding,
+    count: _LayerCount,
 ) -> None:
     """Give a model the weights of an NF4 checkpoint; on a CPU they stay in the file, which is mapped into memory."""
     check_files(
@@ -192,12 +205,13 @@ def _take(
     )
     with ExitStack() as stack:
         opened = {
-            shard: stack.enter_context(safe_open(checkpoint.folder / shard, "pt", device=device))
+            (shard, home): stack.enter_context(safe_open(checkpoint.folder / shard, "pt", device=home))
             for shard in checkpoint.shards
+            for home in {device, "cpu"}
         }
 
-        def read(name: str) -> torch.Tensor:
-            tensor: torch.Tensor = opened[checkpoint.stored[name].file].get_tensor(name)
+        def read(name: str, home: str = device) -> torch.Tensor:
+            tensor: torch.Tensor = opened[checkpoint.stored[name].file, home].get_tensor(name)
             return tensor
 
         for full, module, name, kind in list(places(model)):
@@ -205,6 +219,8 @@ def _take(
             if stored not in checkpoint.stored:
                 continue  # tied
             match kind:
+                case "experts" if holding.experts == "host":
+                    put_on_host(module, name, *state_of(stored, partial(read, home="cpu"), dtype))
                 case "experts":
                     put_experts(module, name, *state_of(stored, read, dtype))
                 case "linear":
@@ -212,7 +228,8 @@ def _take(
                 case "head":  # which is dense in every file
                     put_linear(module, *quantize_linear(read(stored).to(dtype)))
                 case "dense":
-                    setattr(module, name, nn.Parameter(read(stored).to(dtype), requires_grad=False))
+                    value = read(stored, holding.home(full, device)).to(dtype)
+                    setattr(module, name, nn.Parameter(value, requires_grad=False))
             count(stored)
 
 

@@ -34,6 +34,8 @@ from aria_finetune.errors import UserError
 METHOD = "aria_nf4"
 EXPERT_TENSORS = ("gate_up_proj", "down_proj")
 HEAD = "lm_head"
+HOST = "host_experts"
+"""The attribute of an experts module that has them where they are in host memory."""
 UNQUANTISED = [HEAD, "model.vision_tower", "model.multi_modal_projector"]
 BLOCK = 64
 NESTED_BLOCK = 256
@@ -50,23 +52,31 @@ class Packer:
         shape: (rows, ...), the size of a row a multiple of 64.
         dtype: of the weights, packed and dequantised: bf16 or fp32.
         device: where the packed bytes are to be.
+        workplace: the device that packs them, the same if it is left out; the bytes are the same too.
 
     Raises:
         ValueError: the size of a row is not a multiple of 64.
     """
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        workplace: torch.device | str | None = None,
+    ) -> None:
         weights = _row_size(shape)
-        self._shape, self._dtype = shape, dtype
+        self._shape, self._dtype, self._workplace = shape, dtype, workplace or device
         self._packed = torch.empty(shape[0], weights // 2, dtype=torch.uint8, device=device)
         self._scales = torch.empty(shape[0], weights // BLOCK, device=device)
 
     def add(self, start: int, rows: torch.Tensor) -> None:
         """Pack some rows from `start` on, which may be on another device or of another dtype."""
-        values = rows.to(self._packed.device, self._dtype).contiguous()
+        values = rows.to(self._workplace, self._dtype).contiguous()
         data, state = quantize_4bit(values, blocksize=BLOCK, quant_type="nf4")
         taken = slice(start, start + len(rows))
-        self._packed[taken], self._scales[taken] = data.view(len(rows), -1), state.absmax.view(len(rows), -1)
+        self._packed[taken].copy_(data.view(len(rows), -1))
+        self._scales[taken].copy_(state.absmax.view(len(rows), -1))
 
     def finish(self) -> tuple[torch.Tensor, QuantState]:
         """The packed bytes, uint8 (experts * in * out / 2, 1), and the state that dequantises them."""
@@ -227,7 +237,10 @@ def put_linear(linear: bnb.nn.Linear4bit, packed: torch.Tensor, state: QuantStat
 
 
 def expert_state(experts: AriaExperts, name: str) -> tuple[torch.Tensor, QuantState] | None:
-    """Packed bytes and quantisation state of an expert stack, or None where it is dense."""
+    """Packed bytes and quantisation state of an expert stack where it is held, or None where it is dense."""
+    if HOST in experts.__dict__:
+        found: tuple[torch.Tensor, QuantState] = experts.__dict__[HOST].stacks[name]
+        return found
     parametrisations = getattr(experts, "parametrizations", {})
     if name not in parametrisations:
         return None

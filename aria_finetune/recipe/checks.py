@@ -49,6 +49,21 @@ def _small_cards(recipe: Recipe) -> Iterator[Conflict]:
             f"nf4 needs model.experts: nf4, and it is {recipe.model.experts}; leave lm_head out",
             reads=(("model", "lm_head"), ("model", "experts")),
         )
+    if recipe.moe.experts_on != "host":
+        return
+    if recipe.model.experts != "nf4":
+        yield Conflict(
+            ("moe", "experts_on"),
+            f"host needs model.experts: nf4, and it is {recipe.model.experts}; leave experts_on out",
+            reads=(("moe", "experts_on"), ("model", "experts")),
+        )
+    if recipe.moe.implementation not in ("auto", "lean"):
+        yield Conflict(
+            ("moe", "implementation"),
+            f"{recipe.moe.implementation} takes all experts of a layer at once, which moe.experts_on: host keeps off the "
+            "device; write lean, or leave implementation out",
+            reads=(("moe", "implementation"), ("moe", "experts_on")),
+        )
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Conflict]:

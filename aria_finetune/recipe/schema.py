@@ -168,9 +168,10 @@ class LoraSection(Section):
 
 
 class MoeSection(Section):
-    """How the routed experts are computed."""
+    """How the routed experts are computed, and whether they are held on the device or in host memory."""
 
     implementation: Literal["auto", "eager", "grouped_mm", "lean"] = "auto"
+    experts_on: Literal["device", "host"] = "device"
 
 
 class TrainSection(Section):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from rich.console import Console
+from run_values import steady_metrics
+from safetensors.torch import load_file
 from torch import nn
 
 from aria_finetune.evaluation import EvaluationOptions, evaluate
@@ -123,3 +127,52 @@ def test_an_nf4_head_is_the_same_from_a_checkpoint_quantised_before(
             logits.append(model(input_ids=ids).logits)
     assert torch.equal(*logits)
     assert not torch.equal(logits[0], load_model(str(tiny_folder), dtype=torch.float32).model(input_ids=ids).logits)
+
+
+# Experts in host memory
+
+
+def adapter_of(run: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = load_file(run / "adapter" / "adapter_model.safetensors")
+    return weights
+
+
+@pytest.fixture
+def plain(make_recipe: MakeRecipe) -> Path:
+    """A run of three steps with everything on the device."""
+    return train(make_recipe("train.max_steps=3", name="plain"), Console(quiet=True))
+
+
+def test_experts_on_the_host_change_no_bit_of_a_run(make_recipe: MakeRecipe, plain: Path) -> None:
+    said = io.StringIO()
+    run = train(make_recipe("train.max_steps=3", "moe.experts_on=host"), Console(file=said, width=120))
+    assert steady_metrics(run) == steady_metrics(plain)
+    due = adapter_of(plain)
+    assert all(torch.equal(weight, due[name]) for name, weight in adapter_of(run).items())
+    homes = {part["name"]: part["home"] for part in json.loads((run / "run.json").read_text())["components"]}
+    assert homes["routed experts"] == "host"
+    assert homes["expert buffers"] == homes["attention"] == "device"
+    assert "routed experts (host)" in said.getvalue()
+    assert "total (host)" in said.getvalue()
+
+
+def test_a_run_goes_on_with_its_experts_elsewhere(make_recipe: MakeRecipe, plain: Path) -> None:
+    sealed = ("train.save_strategy=steps", "train.save_steps=1")
+    recipe = make_recipe("train.max_steps=3", *sealed)
+    run = train(recipe, Console(quiet=True))
+    for name in ("adapter", "checkpoint-3"):
+        shutil.rmtree(run / name)
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"status": "stopped"}))
+    train(make_recipe("train.max_steps=3", *sealed, "moe.experts_on=host"), Console(quiet=True), resume=True)
+    assert json.loads((run / "run.json").read_text())["resumed_from_step"] == 2
+    due = adapter_of(plain)
+    assert all(torch.equal(weight, due[name]) for name, weight in adapter_of(run).items())
+
+
+def test_generation_with_experts_on_the_host(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    said = []
+    for home in ("device", "host"):
+        recipe = make_recipe(f"moe.experts_on={home}", f"data.eval={DATA}/warmth-eval.jsonl", name=home)
+        evaluate(recipe, tmp_path / home, EvaluationOptions(max_new_tokens=4), Console(quiet=True))
+        said.append((tmp_path / home / "predictions.jsonl").read_text())
+    assert said[0] == said[1]
