@@ -182,6 +182,6 @@ def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
         dtype=DTYPES[recipe.model.compute_dtype],
         device=device,
         implementation=automatic if recipe.moe.implementation == "auto" else recipe.moe.implementation,
-        holding=Holding(lm_head=recipe.model.lm_head, experts=recipe.moe.experts_on),
+        holding=Holding(lm_head=recipe.model.lm_head, embedding=recipe.model.embedding, experts=recipe.moe.experts_on),
         watch=watch,
     )

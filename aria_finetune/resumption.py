@@ -24,6 +24,7 @@ from aria_finetune.redaction import redact_values
 
 FREE_KEYS = {
     "model.device",
+    "model.embedding",
     "data.on_bad_media",
     "data.media_timeout",
     "moe.experts_on",

@@ -57,14 +57,16 @@ def main() -> int:
     with meters.peak_memory(arguments.device) as building:
         began = time.monotonic()
         plan = LoraPlan(rank=arguments.rank, dropout=0.05)
-        holding = Holding(lm_head=arguments.lm_head, experts=arguments.experts_on)
+        holding = Holding(arguments.lm_head, arguments.embedding, arguments.experts_on)
         model = ours.build(config, arguments.device, arguments.seed, plan, holding)
         seconds = time.monotonic() - began
         held = building.now()
     parts = components(model)
     print(f"built in {seconds:.0f} s, {held / GIB:.2f} GiB, at most {building.bytes / GIB:.2f} GiB", flush=True)
     for part in parts:
-        print(f"  {part.name:18} {part.parameters:>15,} weights {part.dtype:18} {part.bytes / GIB:8.3f} GiB")
+        print(
+            f"  {part.name:18} {part.parameters:>15,} weights {part.dtype:18} {part.bytes / GIB:8.3f} GiB on {part.home}"
+        )
 
     watcher = Watcher()
     with tempfile.TemporaryDirectory() as folder, meters.peak_memory(arguments.device) as training:
@@ -78,6 +80,7 @@ def main() -> int:
         "tokens": tokens,
         "images": arguments.images,
         "lm_head": arguments.lm_head,
+        "embedding": arguments.embedding,
         "experts_on": arguments.experts_on,
         "device": arguments.device,
         "device_name": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
@@ -93,6 +96,7 @@ def main() -> int:
         "finite": all(map(math.isfinite, watcher.losses)),
         "all_gradients_nonzero": not watcher.without_gradient,
         "bytes": {part.name: part.bytes for part in parts},
+        "on_host": [part.name for part in parts if part.home == "host"],
     }
     print(
         f"{tokens} tokens: {summary['seconds_per_step']} s a step, {summary['tokens_per_second']} tokens/s, peak "
@@ -116,6 +120,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lm-head", choices=["dense", "nf4"], default="dense", help="model.lm_head of a recipe")
+    parser.add_argument("--embedding", choices=["device", "host"], default="device", help="model.embedding")
     parser.add_argument("--experts-on", choices=["device", "host"], default="device", help="moe.experts_on")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)

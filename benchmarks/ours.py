@@ -11,6 +11,7 @@ from transformers import AriaConfig, AriaForConditionalGeneration
 
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.holding import Holding
+from aria_finetune.model.host_embedding import hold_embedding_on_host
 from aria_finetune.model.host_experts import connect_experts, put_on_host
 from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts
@@ -26,6 +27,8 @@ def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan, holding: H
     model = empty_model(config)
     prepare_for_nf4(model, torch.bfloat16, head=holding.lm_head == "nf4")
     fill(model, device, seed, put_on_host if holding.experts == "host" else put_experts)
+    if holding.embedding == "host":
+        hold_embedding_on_host(model)
     if holding.experts == "host":
         connect_experts(model, device)
     install_float32_routers(model, lambda layer: router_weight(layer, config, device, seed))

@@ -14,6 +14,7 @@ from bitsandbytes.functional import QuantState
 from torch import nn
 from transformers.models.aria.modeling_aria import AriaExperts
 
+from aria_finetune.model.host_embedding import HostEmbedding
 from aria_finetune.model.nf4 import EXPERT_TENSORS, expert_state
 from aria_finetune.model.nf4 import HOST as HOST_EXPERTS
 
@@ -85,6 +86,7 @@ class _Tensor:
 
 
 def _tensors(model: nn.Module) -> Iterator[_Tensor]:
+    on_host = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, HostEmbedding)}
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if ".parametrizations." in name:
@@ -92,7 +94,8 @@ def _tensors(model: nn.Module) -> Iterator[_Tensor]:
         if isinstance(state, QuantState):
             yield _Tensor(name, state.shape.numel(), "nf4", parameter.nbytes + _state_size(state))
         else:
-            yield _Tensor(name, parameter.numel(), _dtype(parameter), parameter.nbytes)
+            home = HOST if name in on_host else DEVICE
+            yield _Tensor(name, parameter.numel(), _dtype(parameter), parameter.nbytes, home)
     for name, buffer in model.named_buffers():
         yield _Tensor(name, 0, _dtype(buffer), buffer.nbytes)
     yield from _expert_tensors(model)

@@ -15,8 +15,10 @@ class Holding:
     """The lm_head in 16 bit or NF4; the embedding and the NF4 experts on the device or in host memory."""
 
     lm_head: Literal["dense", "nf4"] = "dense"
+    embedding: Home = "device"
     experts: Home = "device"
 
     def home(self, name: str, device: str) -> str:
         """The device that a parameter is held on, by its name in the model, where the rest of it is on `device`."""
-        return "cpu" if part_of(name) == "routed experts" and self.experts == "host" else device
+        homes = {"routed experts": self.experts, "embedding": self.embedding}
+        return "cpu" if homes.get(part_of(name)) == "host" else device

@@ -31,6 +31,7 @@ from aria_finetune.model.components import Component, components
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.filling import empty_aria, fillings, places
 from aria_finetune.model.holding import Holding
+from aria_finetune.model.host_embedding import hold_embedding_on_host
 from aria_finetune.model.host_experts import connect_experts, put_on_host
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, quantize_linear, unquantised_experts
@@ -90,7 +91,7 @@ def load_model(
 
     Raises:
         UserError: the checkpoint is not a complete Aria in the hub layout, a routed expert is not NF4
-            although NF4 was asked for, or the lm_head is to be NF4 and is the embedding as well.
+            although NF4 was asked for, or the lm_head is the embedding as well and one is to be held in another way.
         ValueError: `holding` does not go with `experts` or `implementation`.
     """
     holding = holding or Holding()
@@ -113,6 +114,8 @@ def load_model(
     count = _LayerCount(model, checkpoint, watch)
     (_take if packed else _fill)(model, checkpoint, device, dtype, holding, count)
     model.tie_weights()
+    if holding.embedding == "host":
+        hold_embedding_on_host(model)
     if holding.experts == "host":
         connect_experts(model, device)
     install_float32_routers(model, lambda layer: checkpoint.read(ROUTER_KEY.format(layer=layer)))
@@ -133,11 +136,11 @@ def _check_holding(
         raise ValueError("an lm_head in NF4 and experts in host memory need experts in NF4")
     if holding.experts == "host" and implementation != LEAN:
         raise ValueError(f"{implementation} takes all experts of a layer at once, which must be on the device")
-    if holding.lm_head == "nf4" and model.config.tie_word_embeddings:
+    if model.config.tie_word_embeddings and (holding.lm_head == "nf4" or holding.embedding == "host"):
         raise UserError(
-            "the lm_head of this checkpoint is its embedding, which can't be NF4",
+            "the lm_head of this checkpoint is its embedding, which can't be NF4 or in host memory",
             where=str(checkpoint.folder / "config.json"),
-            fix="set model.lm_head=dense",
+            fix="set model.lm_head=dense model.embedding=device",
         )
 
 

@@ -82,7 +82,8 @@ class ModelSection(Section):
     """Which Aria and in what precision.
 
     `path` is a hub id, a folder, or `tiny`. `experts` is how the routed experts are held; `dtype` is the type of
-    everything else, None for the one that goes with `experts`. `lm_head` may be held in NF4 as well.
+    everything else, None for the one that goes with `experts`. `lm_head` may be held in NF4 as well, and
+    `embedding` in host memory.
     """
 
     path: Text
@@ -90,6 +91,7 @@ class ModelSection(Section):
     experts: ExpertsType = "nf4"
     dtype: ComputeType | None = None
     lm_head: Literal["dense", "nf4"] = "dense"
+    embedding: Literal["device", "host"] = "device"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property

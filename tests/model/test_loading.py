@@ -160,16 +160,17 @@ def test_weights_may_be_tied(edited: Edit) -> None:
     assert model.lm_head.weight.dtype == torch.bfloat16
 
 
-def test_an_nf4_head_is_refused_where_it_can_not_be(edited: Edit) -> None:
+def test_ways_of_holding_that_can_not_be_are_refused(edited: Edit) -> None:
     with pytest.raises(ValueError, match="need experts in NF4"):
         load_model("tiny", experts="bf16", holding=Holding(lm_head="nf4"))
     folder = edited(lambda weights: weights.pop("language_model.lm_head.weight"))
     config = json.loads((folder / "config.json").read_text())
     config["tie_word_embeddings"] = True
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="the lm_head of this checkpoint is its embedding") as raised:
-        load_model(str(folder), holding=Holding(lm_head="nf4"))
-    assert raised.value.fix == "set model.lm_head=dense"
+    for holding in (Holding(lm_head="nf4"), Holding(embedding="host")):
+        with pytest.raises(UserError, match="the lm_head of this checkpoint is its embedding") as raised:
+            load_model(str(folder), holding=holding)
+        assert raised.value.fix == "set model.lm_head=dense model.embedding=device"
     assert load_model(str(folder), holding=Holding()).model.config.tie_word_embeddings
 
 

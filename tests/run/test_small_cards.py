@@ -20,7 +20,7 @@ from torch import nn
 from aria_finetune.evaluation import EvaluationOptions, evaluate
 from aria_finetune.material import load_base, prepare
 from aria_finetune.model.loading import load_model
-from aria_finetune.model.nf4 import quantize_linear
+from aria_finetune.model.nf4 import expert_state, quantize_linear
 from aria_finetune.progress import ProgressReport
 from aria_finetune.quantization import quantize
 from aria_finetune.recipe import Recipe
@@ -101,7 +101,9 @@ def test_under_autocast_an_nf4_head_is_close_to_the_dense_one(make_recipe: MakeR
 
 
 def test_a_whole_run_with_an_nf4_head_and_its_evaluation(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe("model.lm_head=nf4", "train.max_steps=2", f"data.eval={DATA}/warmth-eval.jsonl")
+    recipe = make_recipe(
+        "model.lm_head=nf4", "train.max_steps=2", f"data.eval={DATA}/warmth-eval.jsonl", "train.eval_strategy=no"
+    )
     run = train(recipe, Console(quiet=True))
     report = json.loads((run / "run.json").read_text())
     assert {part["name"]: part["dtype"] for part in report["components"]}["lm_head"] == "nf4"
@@ -169,10 +171,46 @@ def test_a_run_goes_on_with_its_experts_elsewhere(make_recipe: MakeRecipe, plain
     assert all(torch.equal(weight, due[name]) for name, weight in adapter_of(run).items())
 
 
-def test_generation_with_experts_on_the_host(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_generation_with_experts_and_embedding_on_the_host(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     said = []
     for home in ("device", "host"):
-        recipe = make_recipe(f"moe.experts_on={home}", f"data.eval={DATA}/warmth-eval.jsonl", name=home)
+        recipe = make_recipe(
+            f"moe.experts_on={home}", f"model.embedding={home}", f"data.eval={DATA}/warmth-eval.jsonl", name=home
+        )
         evaluate(recipe, tmp_path / home, EvaluationOptions(max_new_tokens=4), Console(quiet=True))
         said.append((tmp_path / home / "predictions.jsonl").read_text())
     assert said[0] == said[1]
+
+
+# The embedding in host memory
+
+
+def test_an_embedding_on_the_host_changes_no_bit_of_a_run(make_recipe: MakeRecipe, plain: Path) -> None:
+    """With gradient checkpointing, which needs a gradient of what is looked up."""
+    run = train(make_recipe("train.max_steps=3", "model.embedding=host"), Console(quiet=True))
+    assert steady_metrics(run) == steady_metrics(plain)
+    due = adapter_of(plain)
+    assert all(torch.equal(weight, due[name]) for name, weight in adapter_of(run).items())
+    homes = {part["name"]: part["home"] for part in json.loads((run / "run.json").read_text())["components"]}
+    assert [name for name, home in homes.items() if home == "host"] == ["embedding"]
+
+
+def test_the_trainer_does_not_move_the_embedding(make_recipe: MakeRecipe, start: Start) -> None:
+    """What moves a model is `to`, of the Trainer when it is made and of accelerate when it begins; meta stands for a device."""
+    trainer = start(make_recipe("model.embedding=host", "model.experts=fp32"))
+    aria = trainer.model.get_base_model()
+    before = aria.get_input_embeddings().weight.clone()
+    trainer._move_model_to_device(trainer.model, torch.device("meta"))
+    assert trainer.model.device.type == "meta"
+    assert torch.equal(aria.get_input_embeddings().weight, before)
+    elsewhere = {name for name, weight in aria.named_parameters() if weight.device.type != "meta"}
+    assert elsewhere == {"model.language_model.embed_tokens.weight"}
+
+
+def test_the_trainer_can_not_move_the_experts(make_recipe: MakeRecipe, start: Start) -> None:
+    """A move reaches parameters and buffers, of which they are none. (bitsandbytes refuses to move others to meta.)"""
+    aria = start(make_recipe("moe.experts_on=host")).model.get_base_model()
+    for layer in aria.model.language_model.layers:
+        assert not list(layer.mlp.experts.parameters())
+        assert not list(layer.mlp.experts.buffers())
+        assert expert_state(layer.mlp.experts, "down_proj") is not None
