@@ -28,6 +28,7 @@ FREE_KEYS = {
     "data.on_bad_media",
     "data.media_timeout",
     "moe.experts_on",
+    "train.activation_offloading",
     "train.dataloader_num_workers",
     "train.gradient_checkpointing",
     "train.logging_steps",

@@ -39,6 +39,7 @@ from aria_finetune.model.holding import Holding  # noqa: E402
 from aria_finetune.model.hub_layout import open_checkpoint  # noqa: E402
 from aria_finetune.model.loading import load_processor  # noqa: E402
 from aria_finetune.model.lora import LoraPlan, adapter_state  # noqa: E402
+from aria_finetune.model.offloading import LayerInputs  # noqa: E402
 from aria_finetune.recipe import load_recipe  # noqa: E402
 from aria_finetune.run_folder import RunFolder  # noqa: E402
 from aria_finetune.trainer import AriaTrainer, NumberGuard, RowCounts, SkippedRows, Watching  # noqa: E402
@@ -59,6 +60,7 @@ def main() -> int:
         plan = LoraPlan(rank=arguments.rank, dropout=0.05)
         holding = Holding(arguments.lm_head, arguments.embedding, arguments.experts_on)
         model = ours.build(config, arguments.device, arguments.seed, plan, holding)
+        offloaded = LayerInputs(model) if arguments.offload else None
         seconds = time.monotonic() - began
         held = building.now()
     parts = components(model)
@@ -82,6 +84,7 @@ def main() -> int:
         "lm_head": arguments.lm_head,
         "embedding": arguments.embedding,
         "experts_on": arguments.experts_on,
+        "offloaded_gib": round(offloaded.bytes / GIB, 4) if offloaded else 0.0,
         "device": arguments.device,
         "device_name": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
@@ -122,6 +125,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lm-head", choices=["dense", "nf4"], default="dense", help="model.lm_head of a recipe")
     parser.add_argument("--embedding", choices=["device", "host"], default="device", help="model.embedding")
     parser.add_argument("--experts-on", choices=["device", "host"], default="device", help="moe.experts_on")
+    parser.add_argument("--offload", action="store_true", help="train.activation_offloading")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", choices=["full", "small"], default="full", help="small is for trying this program")

@@ -49,6 +49,12 @@ def _small_cards(recipe: Recipe) -> Iterator[Conflict]:
             f"nf4 needs model.experts: nf4, and it is {recipe.model.experts}; leave lm_head out",
             reads=(("model", "lm_head"), ("model", "experts")),
         )
+    if recipe.train.activation_offloading and not recipe.train.gradient_checkpointing:
+        yield Conflict(
+            ("train", "activation_offloading"),
+            "offloads what gradient checkpointing keeps; set train.gradient_checkpointing to true",
+            reads=(("train", "activation_offloading"), ("train", "gradient_checkpointing")),
+        )
     if recipe.moe.experts_on != "host":
         return
     if recipe.model.experts != "nf4":

@@ -180,8 +180,8 @@ class TrainSection(Section):
     """The optimisation, the schedule, and what is saved and logged when.
 
     `max_steps` of -1 leaves the length to `num_train_epochs`; `max_grad_norm` of 0 clips nothing; a gradient norm of
-    more than `spike_factor` times the median of the last 32 makes no update, None sets no such limit. `eval_strategy`,
-    `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
+    more than `spike_factor` times the median of the last 32 makes no update, None sets no such limit. `activation_offloading`
+    takes what gradient checkpointing keeps to host memory. `eval_strategy`, `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
     """
 
     learning_rate: Positive = 5e-5
@@ -212,6 +212,7 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     bf16: bool | None = None
     gradient_checkpointing: bool = True
+    activation_offloading: bool = False
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 2
     report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple), AfterValidator(_without_duplicates)] = ()
 

@@ -214,3 +214,23 @@ def test_the_trainer_can_not_move_the_experts(make_recipe: MakeRecipe, start: St
         assert not list(layer.mlp.experts.parameters())
         assert not list(layer.mlp.experts.buffers())
         assert expert_state(layer.mlp.experts, "down_proj") is not None
+
+
+# Inputs of layers in host memory
+
+
+def test_offloaded_inputs_change_no_bit_of_a_run(make_recipe: MakeRecipe, plain: Path) -> None:
+    run = train(make_recipe("train.max_steps=3", "train.activation_offloading=true"), Console(quiet=True))
+    assert steady_metrics(run) == steady_metrics(plain)
+    due = adapter_of(plain)
+    assert all(torch.equal(weight, due[name]) for name, weight in adapter_of(run).items())
+
+
+def test_all_of_them_together_are_the_nf4_head_alone(make_recipe: MakeRecipe) -> None:
+    small = ("model.embedding=host", "moe.experts_on=host", "train.activation_offloading=true")
+    head = ("train.max_steps=2", "model.lm_head=nf4")
+    alone = train(make_recipe(*head, name="alone"), Console(quiet=True))
+    together = train(make_recipe(*head, *small, name="together"), Console(quiet=True))
+    assert steady_metrics(together) == steady_metrics(alone)
+    due = adapter_of(alone)
+    assert all(torch.equal(weight, due[name]) for name, weight in adapter_of(together).items())
