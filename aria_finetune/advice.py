@@ -46,7 +46,7 @@ def explain_out_of_memory(recipe: Recipe, device: str, phase: Phase, *, longest:
         if not is_out_of_memory(error):
             raise
         rows = f"; the longest row has {longest:,} tokens" if longest else ""
-        knobs = "".join(f"\n    {knob.setting}  ({knob.effect})" for knob in memory_knobs(recipe, phase))
+        knobs = "".join(f"\n    {knob.setting}  ({knob.effect})" for knob in memory_knobs(recipe, phase, device))
         raise UserError(
             f"out of memory while {phase}: {peak_memory_gib(device):.1f} GiB were in use of "
             f"{memory_gib(device):.1f} GiB{rows}",
@@ -56,12 +56,14 @@ def explain_out_of_memory(recipe: Recipe, device: str, phase: Phase, *, longest:
         ) from error
 
 
-def memory_knobs(recipe: Recipe, phase: Phase) -> Iterator[Knob]:
-    """What in a recipe can be set to need less memory, the cheapest first."""
+def memory_knobs(recipe: Recipe, phase: Phase, device: str = "cpu") -> Iterator[Knob]:
+    """What in a recipe can be set to need less memory of a device, the cheapest first."""
     if phase == "training":
         yield from _free_knobs(recipe)
     if recipe.model.experts != "nf4":
         yield Knob("model.experts=nf4", "a quarter of the bytes of bf16 for nine tenths of the weights")
+    elif device == "cuda":
+        yield from _knobs_that_take_off_the_card(recipe, phase)
     if phase == "training":
         yield from _knobs_that_show_less(recipe)
 
@@ -80,6 +82,20 @@ def _free_knobs(recipe: Recipe) -> Iterator[Knob]:
         yield Knob("train.gradient_checkpointing=true", "a third more time; --resume goes on with it")
     if train.per_device_eval_batch_size > 1:
         yield Knob("train.per_device_eval_batch_size=1", "slower evaluations; --resume goes on with it")
+
+
+def _knobs_that_take_off_the_card(recipe: Recipe, phase: Phase) -> Iterator[Knob]:
+    train = recipe.train
+    if phase == "training" and train.gradient_checkpointing and not train.activation_offloading:
+        yield Knob(
+            "train.activation_offloading=true", "the inputs of layers wait on the host; --resume goes on with it"
+        )
+    if recipe.model.embedding == "device":
+        yield Knob("model.embedding=host", "0.48 GiB off the card; --resume goes on with it")
+    if recipe.model.lm_head == "dense":
+        yield Knob("model.lm_head=nf4", "0.36 GiB; the head is rounded to 4 bit")
+    if recipe.moe.experts_on == "device" and recipe.moe.implementation in ("auto", "lean"):
+        yield Knob("moe.experts_on=host", "10.2 GiB off the card, and slower; --resume goes on with it")
 
 
 def _knobs_that_show_less(recipe: Recipe) -> Iterator[Knob]:

@@ -20,6 +20,7 @@ from aria_finetune.data.rows import RowPlan
 from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.model.experts import LEAN
+from aria_finetune.model.holding import Holding
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
 from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor
 from aria_finetune.model.settings import pad_id
@@ -123,7 +124,7 @@ def device_named(name: str, key: str = "--device") -> str:
 def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
     """The frozen base model as the recipe wants it, with the bytes of its parts; `watch` is told of its layers."""
     device = choose_device(recipe)
-    automatic = LEAN if device == "cpu" else "grouped_mm"
+    automatic = LEAN if device == "cpu" or recipe.moe.experts_on == "host" else "grouped_mm"
     return load_model(
         recipe.model.path,
         revision=recipe.model.revision,
@@ -131,5 +132,6 @@ def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
         dtype=DTYPES[recipe.model.compute_dtype],
         device=device,
         implementation=automatic if recipe.moe.implementation == "auto" else recipe.moe.implementation,
+        holding=Holding(lm_head=recipe.model.lm_head, embedding=recipe.model.embedding, experts=recipe.moe.experts_on),
         watch=watch,
     )

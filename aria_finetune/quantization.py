@@ -26,7 +26,7 @@ from aria_finetune.errors import UserError
 from aria_finetune.model.filling import Kind, dense_height, places
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, StoredTensor, disk_name, open_checkpoint
 from aria_finetune.model.loading import check_complete, empty_model, layer_of
-from aria_finetune.model.nf4 import BLOCK, NESTED_BLOCK, ExpertPacker, prepare_for_nf4, quantize_linear
+from aria_finetune.model.nf4 import BLOCK, NESTED_BLOCK, Packer, prepare_for_nf4, quantize_linear
 from aria_finetune.model.nf4_checkpoint import (
     Source,
     is_nf4,
@@ -215,7 +215,7 @@ def _taken_up(folder: Path, identity: Mapping[str, Any], say: Callable[[str], No
 def _write_part(part: Part, source: HubCheckpoint, folder: Path, device: str) -> str:
     """Write a file and give its SHA-256."""
     tensors: dict[str, torch.Tensor] = {}
-    packers: dict[str, ExpertPacker] = {}
+    packers: dict[str, Packer] = {}
     heights = {name: _height(source, name, kind) for name, kind in part.weights.items()}
     for piece in read_ahead(source, heights):
         name, shape = piece.name, torch.Size(source.stored[piece.name].shape)
@@ -223,8 +223,8 @@ def _write_part(part: Part, source: HubCheckpoint, folder: Path, device: str) ->
             case "linear":
                 tensors |= tensors_of(name, *quantize_linear(piece.rows.to(device, DTYPE)))
             case "experts":
-                packer = packers.setdefault(name, ExpertPacker(shape, DTYPE, device))
-                packer.add(piece.start, piece.rows[0])
+                packer = packers.setdefault(name, Packer(shape, DTYPE, device))
+                packer.add(piece.start, piece.rows)
                 if piece.start + 1 == shape[0]:
                     tensors |= tensors_of(name, *packers.pop(name).finish())
             case "dense":

@@ -24,8 +24,11 @@ from aria_finetune.redaction import redact_values
 
 FREE_KEYS = {
     "model.device",
+    "model.embedding",
     "data.on_bad_media",
     "data.media_timeout",
+    "moe.experts_on",
+    "train.activation_offloading",
     "train.dataloader_num_workers",
     "train.gradient_checkpointing",
     "train.logging_steps",

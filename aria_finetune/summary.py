@@ -46,15 +46,26 @@ def show_base(recipe: Recipe, material: Material, console: Console) -> None:
 
 
 def show_components(parts: list[Component], console: Console) -> None:
-    """Print the table of bytes per component."""
+    """Print the table of bytes per component, and where those are that are not on the device."""
     table = Table(title="model in memory")
+    homes = sorted({part.home for part in parts})
     for column in ("part", "parameters", "dtype", "MiB"):
         table.add_column(column, justify="left" if column in {"part", "dtype"} else "right")
     for part in parts:
-        table.add_row(part.name, f"{part.parameters:,}", part.dtype, f"{part.bytes / 2**20:,.2f}")
-    total = sum(part.bytes for part in parts)
-    table.add_row("total", f"{sum(part.parameters for part in parts):,}", "", f"{total / 2**20:,.2f}")
+        table.add_row(_with_home(part.name, part.home), *_amounts([part], part.dtype))
+    for home in homes:
+        table.add_row(_with_home("total", home), *_amounts([part for part in parts if part.home == home]))
     console.print(table)
+
+
+def _with_home(name: str, home: str) -> str:
+    return name if home == "device" else f"{name} ({home})"
+
+
+def _amounts(parts: Iterable[Component], dtype: str = "") -> tuple[str, str, str]:
+    parts = list(parts)
+    size = sum(part.bytes for part in parts)
+    return f"{sum(part.parameters for part in parts):,}", dtype, f"{size / 2**20:,.2f}"
 
 
 def show_result(run: RunFolder, seconds: float, console: Console) -> None:

@@ -34,6 +34,7 @@ from aria_finetune.layer_progress import LayerProgress
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
 from aria_finetune.model.loading import Watch
 from aria_finetune.model.lora import LoraPlan, add_lora
+from aria_finetune.model.offloading import LayerInputs
 from aria_finetune.model.parts import Component
 from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
@@ -219,9 +220,10 @@ def build_model(
     base_name = (
         keep_tiny_base(run, material) if recipe.model.path == "tiny" else str(Path(recipe.model.path).expanduser())
     )
-    return add_lora(
-        loaded.model, plan, base_name=base_name, seed=recipe.train.seed, revision=recipe.model.revision
-    ), loaded.components
+    model = add_lora(loaded.model, plan, base_name=base_name, seed=recipe.train.seed, revision=recipe.model.revision)
+    if recipe.train.activation_offloading:
+        LayerInputs(model)
+    return model, loaded.components
 
 
 def keep_tiny_base(run: RunFolder, material: Material) -> str:
@@ -277,7 +279,14 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
     train = recipe.train
     device = choose_device(recipe)
     passed_on = train.model_dump(
-        exclude={"warmup_ratio", "early_stopping_patience", "report_to", "spike_factor", "save_total_limit"}
+        exclude={
+            "warmup_ratio",
+            "early_stopping_patience",
+            "report_to",
+            "spike_factor",
+            "save_total_limit",
+            "activation_offloading",  # ours, see model/offloading.py
+        }
     )
     passed_on |= {"bf16": recipe.bf16, "eval_strategy": recipe.eval_strategy, "eval_steps": recipe.eval_steps}
     best = train.load_best_model_at_end or train.early_stopping_patience is not None

@@ -35,9 +35,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 
 from aria_finetune.data.dataset import EpochOrder  # noqa: E402
 from aria_finetune.model.components import components  # noqa: E402
+from aria_finetune.model.holding import Holding  # noqa: E402
 from aria_finetune.model.hub_layout import open_checkpoint  # noqa: E402
 from aria_finetune.model.loading import load_processor  # noqa: E402
 from aria_finetune.model.lora import LoraPlan, adapter_state  # noqa: E402
+from aria_finetune.model.offloading import LayerInputs  # noqa: E402
 from aria_finetune.recipe import load_recipe  # noqa: E402
 from aria_finetune.run_folder import RunFolder  # noqa: E402
 from aria_finetune.trainer import AriaTrainer, NumberGuard, RowCounts, SkippedRows, Watching  # noqa: E402
@@ -55,13 +57,18 @@ def main() -> int:
     config = aria_config(arguments.scale, arguments.layers, images=True, whole_vocabulary=True)
     with meters.peak_memory(arguments.device) as building:
         began = time.monotonic()
-        model = ours.build(config, arguments.device, arguments.seed, LoraPlan(rank=arguments.rank, dropout=0.05))
+        plan = LoraPlan(rank=arguments.rank, dropout=0.05)
+        holding = Holding(arguments.lm_head, arguments.embedding, arguments.experts_on)
+        model = ours.build(config, arguments.device, arguments.seed, plan, holding)
+        offloaded = LayerInputs(model) if arguments.offload else None
         seconds = time.monotonic() - began
         held = building.now()
     parts = components(model)
     print(f"built in {seconds:.0f} s, {held / GIB:.2f} GiB, at most {building.bytes / GIB:.2f} GiB", flush=True)
     for part in parts:
-        print(f"  {part.name:18} {part.parameters:>15,} weights {part.dtype:18} {part.bytes / GIB:8.3f} GiB")
+        print(
+            f"  {part.name:18} {part.parameters:>15,} weights {part.dtype:18} {part.bytes / GIB:8.3f} GiB on {part.home}"
+        )
 
     watcher = Watcher()
     with tempfile.TemporaryDirectory() as folder, meters.peak_memory(arguments.device) as training:
@@ -74,6 +81,10 @@ def main() -> int:
         "layers": arguments.layers,
         "tokens": tokens,
         "images": arguments.images,
+        "lm_head": arguments.lm_head,
+        "embedding": arguments.embedding,
+        "experts_on": arguments.experts_on,
+        "offloaded_gib": round(offloaded.bytes / GIB, 4) if offloaded else 0.0,
         "device": arguments.device,
         "device_name": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
@@ -88,6 +99,7 @@ def main() -> int:
         "finite": all(map(math.isfinite, watcher.losses)),
         "all_gradients_nonzero": not watcher.without_gradient,
         "bytes": {part.name: part.bytes for part in parts},
+        "on_host": [part.name for part in parts if part.home == "host"],
     }
     print(
         f"{tokens} tokens: {summary['seconds_per_step']} s a step, {summary['tokens_per_second']} tokens/s, peak "
@@ -110,6 +122,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=0, help="in each row, 490 px and 128 tokens each")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--lm-head", choices=["dense", "nf4"], default="dense", help="model.lm_head of a recipe")
+    parser.add_argument("--embedding", choices=["device", "host"], default="device", help="model.embedding")
+    parser.add_argument("--experts-on", choices=["device", "host"], default="device", help="moe.experts_on")
+    parser.add_argument("--offload", action="store_true", help="train.activation_offloading")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", choices=["full", "small"], default="full", help="small is for trying this program")

@@ -10,19 +10,27 @@ from random_aria import Batch, empty_model, fill, router_weight
 from transformers import AriaConfig, AriaForConditionalGeneration
 
 from aria_finetune.model.experts import LEAN
+from aria_finetune.model.holding import Holding
+from aria_finetune.model.host_embedding import hold_embedding_on_host
+from aria_finetune.model.host_experts import connect_experts, put_on_host
 from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts
 from aria_finetune.model.router import install_float32_routers
 from aria_finetune.model.vision import as_encoder_outputs, image_features
 
 
-def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan) -> PeftModel:
-    """The model with adapters, on `device`."""
-    if device == "cpu":
-        config.text_config._experts_implementation = LEAN  # noqa: SLF001 (what a run on a CPU takes)
+def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan, holding: Holding | None = None) -> PeftModel:
+    """The model with adapters, on `device`; `holding` says how it is held, plainly if it is left out."""
+    holding = holding or Holding()
+    if device == "cpu" or holding.experts == "host":
+        config.text_config._experts_implementation = LEAN  # noqa: SLF001 (what a run takes there)
     model = empty_model(config)
-    prepare_for_nf4(model, torch.bfloat16)
-    fill(model, device, seed, put_experts)
+    prepare_for_nf4(model, torch.bfloat16, head=holding.lm_head == "nf4")
+    fill(model, device, seed, put_on_host if holding.experts == "host" else put_experts)
+    if holding.embedding == "host":
+        hold_embedding_on_host(model)
+    if holding.experts == "host":
+        connect_experts(model, device)
     install_float32_routers(model, lambda layer: router_weight(layer, config, device, seed))
     model.requires_grad_(requires_grad=False)
     return add_lora(model, plan, base_name="random", seed=seed)

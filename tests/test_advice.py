@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aria_finetune.advice import explain_out_of_memory, memory_knobs
+from aria_finetune.advice import Phase, explain_out_of_memory, memory_knobs
 from aria_finetune.errors import UserError
 from aria_finetune.memory import is_out_of_memory, memory_gib
 from aria_finetune.recipe import Recipe, load_recipe
@@ -66,9 +66,26 @@ def test_the_knobs_come_by_what_they_cost(tmp_path: Path) -> None:
     ]
 
 
-def test_every_knob_is_a_recipe_that_loads(tmp_path: Path) -> None:
-    for knob in memory_knobs(recipe(tmp_path, "train.per_device_train_batch_size=4"), "training"):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_knob_is_a_recipe_that_loads(tmp_path: Path, device: str) -> None:
+    for knob in memory_knobs(recipe(tmp_path, "train.per_device_train_batch_size=4"), "training", device):
         assert recipe(tmp_path, *knob.setting.split())
+
+
+OFF_THE_CARD = ["train.activation_offloading=true", "model.embedding=host", "model.lm_head=nf4", "moe.experts_on=host"]
+
+
+def test_what_can_be_taken_off_a_card_is_named_for_cards_alone(tmp_path: Path) -> None:
+    def named(device: str, *overrides: str, phase: Phase = "training") -> list[str]:
+        return [knob.setting for knob in memory_knobs(recipe(tmp_path, *overrides), phase, device)]
+
+    assert named("cuda")[:4] == OFF_THE_CARD
+    assert named("cuda", phase="loading") == OFF_THE_CARD[1:]
+    assert named("cuda", *OFF_THE_CARD) == named("cpu") == named("cuda")[4:]
+    assert not set(named("cpu")) & set(OFF_THE_CARD)
+    assert named("cuda", "model.experts=bf16")[0] == "model.experts=nf4"
+    assert "moe.experts_on=host" not in named("cuda", "moe.implementation=eager")
+    assert "train.activation_offloading=true" not in named("cuda", "train.gradient_checkpointing=false")
 
 
 def test_while_loading_only_weights_count(tmp_path: Path) -> None:

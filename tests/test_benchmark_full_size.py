@@ -57,6 +57,21 @@ def test_training(images: int) -> None:
     assert found["parameters"] > 64 * 2 * (256 * 256 + 128 * 256)
 
 
+def test_training_with_a_small_card_in_mind() -> None:
+    small = ("--scale", "small", "--layers", "2", "--tokens", "40", "--json")
+    plain = result(run("full_size.py", *small))
+    found = result(
+        run("full_size.py", *small, "--lm-head", "nf4", "--embedding", "host", "--experts-on", "host", "--offload")
+    )
+    assert (found["finite"], found["all_gradients_nonzero"]) == (True, True)
+    assert plain["bytes"]["lm_head"] == 768 * 256 * 2
+    assert found["bytes"]["lm_head"] == pytest.approx(768 * 256 * (0.5 + 1 / 64), rel=0.02)
+    assert found["bytes"]["expert buffers"] == pytest.approx(plain["bytes"]["routed experts"], rel=0.01), "two of two"
+    assert found["on_host"] == ["routed experts", "embedding"]
+    assert found["offloaded_gib"] == round(2 * 2 * 40 * 256 * 2 / 2**30, 4), "two steps of two layers in bf16"
+    assert found["losses"] == pytest.approx(plain["losses"], rel=0.2), "other random weights stand in the head"
+
+
 WITHOUT_A_GRADIENT = """
 import torch
 import aria_finetune.model.lora as lora

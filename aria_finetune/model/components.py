@@ -13,8 +13,10 @@ from bitsandbytes.functional import QuantState
 from torch import nn
 from transformers.models.aria.modeling_aria import AriaExperts
 
+from aria_finetune.model.host_embedding import HostEmbedding
 from aria_finetune.model.nf4 import EXPERT_TENSORS, expert_state
-from aria_finetune.model.parts import Component, Tensor, as_components
+from aria_finetune.model.nf4 import HOST as HOST_EXPERTS
+from aria_finetune.model.parts import BUFFERS, Component, Home, Tensor, as_components
 
 
 def components(model: nn.Module) -> list[Component]:
@@ -23,32 +25,45 @@ def components(model: nn.Module) -> list[Component]:
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Every parameter, buffer and packed weight with its quantisation state."""
+    on_host = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, HostEmbedding)}
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if ".parametrizations." in name:
             continue  # counted below, with their scales
         if isinstance(state, QuantState):
-            yield Tensor(name, state.shape.numel(), "nf4", _size(parameter) + _state_size(state))
+            yield Tensor(name, state.shape.numel(), "nf4", parameter.nbytes + _state_size(state))
         else:
-            yield Tensor(name, parameter.numel(), str(parameter.dtype).removeprefix("torch."), _size(parameter))
+            home: Home = "host" if name in on_host else "device"
+            yield Tensor(name, parameter.numel(), _dtype(parameter), parameter.nbytes, home)
     for name, buffer in model.named_buffers():
-        yield Tensor(name, 0, str(buffer.dtype).removeprefix("torch."), _size(buffer))
+        yield Tensor(name, 0, _dtype(buffer), buffer.nbytes)
+    yield from _expert_tensors(model)
+
+
+def _expert_tensors(model: nn.Module) -> Iterator[Tensor]:
+    ferries: dict[int, int] = {}
     for path, module in model.named_modules():
-        if isinstance(module, AriaExperts):
-            for tensor in EXPERT_TENSORS:
-                found = expert_state(module, tensor)
-                if found is not None:
-                    packed, state = found
-                    yield Tensor(f"{path}.{tensor}", state.shape.numel(), "nf4", _size(packed) + _state_size(state))
+        if not isinstance(module, AriaExperts):
+            continue
+        host = module.__dict__.get(HOST_EXPERTS)
+        for tensor in EXPERT_TENSORS:
+            found = expert_state(module, tensor)
+            if found is not None:
+                packed, state = found
+                home: Home = "device" if host is None else "host"
+                yield Tensor(f"{path}.{tensor}", state.shape.numel(), "nf4", packed.nbytes + _state_size(state), home)
+        if host is not None and host.ferry is not None:
+            ferries[id(host.ferry)] = host.ferry.bytes
+    for size in ferries.values():
+        yield Tensor(BUFFERS, 0, "uint8", size)
 
 
-def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _state_size(state: QuantState) -> int:
     tensors = [state.absmax, state.code]
     if state.nested:
         tensors += [state.offset, state.state2.absmax, state.state2.code]
-    return sum(_size(tensor) for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

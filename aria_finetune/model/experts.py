@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
+from bitsandbytes.functional import QuantState
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.aria.modeling_aria import AriaExperts
 
-from aria_finetune.model.nf4 import BLOCK, EXPERT_TENSORS, expert_state
+from aria_finetune.model.nf4 import EXPERT_TENSORS, HOST, PackedRows, expert_state
 
 LEAN = "lean"
 """The name under which transformers knows it (`experts_implementation`)."""
@@ -40,24 +40,11 @@ class PackedExperts:
     """The same in NF4, dequantised one at a time to the same bits as all at once."""
 
     def __init__(self, packed: torch.Tensor, state: QuantState) -> None:
-        experts = state.shape[0]
-        scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
-        self._packed = packed.view(experts, -1, 1)
-        self._scales = scales.float().view(experts, -1)
-        self._state = state
+        self._rows = PackedRows(packed, state)
 
     def __getitem__(self, expert: int) -> torch.Tensor:
         """The weight (in, out) of an expert in the dtype it was quantised from."""
-        state = QuantState(
-            absmax=self._scales[expert],
-            shape=self._state.shape[1:],
-            dtype=self._state.dtype,
-            blocksize=BLOCK,
-            code=self._state.code,
-            quant_type="nf4",
-        )
-        weight: torch.Tensor = dequantize_4bit(self._packed[expert], state)
-        return weight
+        return self._rows[expert : expert + 1][0]
 
 
 Projection = DenseExperts | PackedExperts
@@ -176,6 +163,10 @@ def lean_experts(
 
 
 def _projections(experts: AriaExperts) -> tuple[Projection, Projection]:
+    host = experts.__dict__.get(HOST)
+    if host is not None:
+        stacks = host.fetch()
+        return PackedExperts(*stacks["gate_up_proj"]), PackedExperts(*stacks["down_proj"])
     gate_up, down = (_projection(experts, name) for name in EXPERT_TENSORS)
     return gate_up, down
 

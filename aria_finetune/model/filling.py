@@ -5,21 +5,27 @@ Knows modules and 4-bit weights. Knows nothing of where the pieces are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, Protocol
 
 import bitsandbytes as bnb
 import torch
 from accelerate import init_empty_weights
+from bitsandbytes.functional import QuantState
 from torch import nn
 from transformers import AriaConfig, AriaForConditionalGeneration
 from transformers.models.aria.modeling_aria import AriaExperts
 
-from aria_finetune.model.nf4 import EXPERT_TENSORS, ExpertPacker, put_experts, put_linear, quantize_linear
+from aria_finetune.model.holding import Holding
+from aria_finetune.model.host_experts import put_on_host
+from aria_finetune.model.nf4 import EXPERT_TENSORS, HEAD, Packer, put_experts, put_linear, quantize_linear
 
-Kind = Literal["dense", "linear", "experts"]
+Kind = Literal["dense", "linear", "experts", "head"]
 PIECE_BYTES = 32 << 20
 """About as much of a dense tensor as is read at a time."""
+Put = Callable[[torch.Tensor, QuantState], None]
+"""Gives a module a packed weight."""
 
 
 class Filling(Protocol):
@@ -67,22 +73,28 @@ def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Kind]]:
             if packed and isinstance(module, AriaExperts) and name in EXPERT_TENSORS:
                 yield full, module, name, "experts"
             elif isinstance(module, bnb.nn.Linear4bit) and name == "weight":
-                yield full, module, name, "linear"
+                yield full, module, name, "head" if path == HEAD else "linear"
             else:
                 yield full, module, name, "dense"
 
 
-def fillings(model: nn.Module, device: str, dtype: torch.dtype) -> dict[str, Filling]:
-    """The parameters of an empty model by their names, each ready to be filled on `device`."""
+def fillings(model: nn.Module, device: str, dtype: torch.dtype, holding: Holding | None = None) -> dict[str, Filling]:
+    """The parameters of an empty model by their names, each ready to be filled on `device` or where it is held."""
     made: dict[str, Filling] = {}
+    holding = holding or Holding()
     for full, module, name, kind in places(model):
+        home, weight = holding.home(full, device), getattr(module, name)
         match kind:
             case "experts":
-                made[full] = _Experts(module, name, dtype, device)
+                put = partial(put_on_host if holding.experts == "host" else put_experts, module, name)
+                made[full] = _Packed(partial(Packer, weight.shape, dtype, home, device), height=1, put=put)
+            case "head":
+                put, packer = partial(put_linear, module), partial(Packer, weight.shape, dtype, device)
+                made[full] = _Packed(packer, height=dense_height(weight), put=put)
             case "linear":
                 made[full] = _Linear(module, name, dtype, device)
             case "dense":
-                made[full] = _Dense(module, name, device)
+                made[full] = _Dense(module, name, home)
     return made
 
 
@@ -110,22 +122,20 @@ class _Dense:
         self._value = None
 
 
-class _Experts:
-    height = 1
-
-    def __init__(self, module: nn.Module, name: str, dtype: torch.dtype, device: str) -> None:
-        self._module, self._name = module, name
-        self._shape, self._dtype, self._device = getattr(module, name).shape, dtype, device
-        self._packer: ExpertPacker | None = None
+class _Packed:
+    def __init__(self, make_packer: Callable[[], Packer], *, height: int, put: Put) -> None:
+        self.height = height
+        self._make_packer, self._put = make_packer, put
+        self._packer: Packer | None = None
 
     def add(self, start: int, rows: torch.Tensor) -> None:
         if self._packer is None:
-            self._packer = ExpertPacker(self._shape, self._dtype, self._device)
-        self._packer.add(start, rows[0])
+            self._packer = self._make_packer()
+        self._packer.add(start, rows)
 
     def finish(self) -> None:
-        assert self._packer is not None  # noqa: S101 (all experts were added)
-        put_experts(self._module, self._name, *self._packer.finish())
+        assert self._packer is not None  # noqa: S101 (all rows were added)
+        self._put(*self._packer.finish())
         self._packer = None
 
 

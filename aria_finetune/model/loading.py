@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,11 +25,14 @@ from transformers import (
 from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
 
 from aria_finetune.errors import UserError
-from aria_finetune.model import experts as _registered  # noqa: F401
 from aria_finetune.model.components import components
+from aria_finetune.model.experts import LEAN
 from aria_finetune.model.filling import empty_aria, fillings, places
+from aria_finetune.model.holding import Holding
+from aria_finetune.model.host_embedding import hold_embedding_on_host
+from aria_finetune.model.host_experts import connect_experts, put_on_host
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint
-from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, unquantised_experts
+from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, quantize_linear, unquantised_experts
 from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, packed_shapes, state_of, stored_hashes
 from aria_finetune.model.parts import Component
 from aria_finetune.model.router import install_float32_routers
@@ -64,6 +68,7 @@ def load_model(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
     implementation: str = "grouped_mm",
+    holding: Holding | None = None,
     watch: Watch | None = None,
 ) -> LoadedModel:
     """Load an Aria checkpoint straight onto `device`, all weights frozen.
@@ -78,13 +83,16 @@ def load_model(
             `bf16` and `fp32` keep everything dense.
         dtype: of the parts that are not 4-bit, and of the arithmetic.
         device: `cpu` or `cuda`.
-        implementation: how the routed experts are computed, `grouped_mm` or `eager`.
+        implementation: how the routed experts are computed, `grouped_mm`, `eager` or `lean`.
+        holding: how the parts are held that can be held in more than one way; plainly, if it is left out.
         watch: is told how many decoder layers are loaded, and of how many.
 
     Raises:
-        UserError: the checkpoint is not a complete Aria in the hub layout, or a routed expert is not NF4
-            although NF4 was asked for.
+        UserError: the checkpoint is not a complete Aria in the hub layout, a routed expert is not NF4
+            although NF4 was asked for, or the lm_head is the embedding as well and one is to be held in another way.
+        ValueError: `holding` does not go with `experts` or `implementation`.
     """
+    holding = holding or Holding()
     checkpoint = open_checkpoint(path, revision)
     packed = is_nf4(checkpoint)
     if packed and experts != "nf4":
@@ -94,19 +102,44 @@ def load_model(
             fix="set model.experts=nf4, or name the original weights",
         )
     model = empty_model(checkpoint, dtype, implementation)
+    _check_holding(holding, experts, implementation, model, checkpoint)
     if experts == "nf4":
-        prepare_for_nf4(model, dtype)
+        prepare_for_nf4(model, dtype, head=holding.lm_head == "nf4")
     check_complete(model, checkpoint, packed=packed)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    (_take if packed else _fill)(model, checkpoint, device, dtype, _LayerCount(model, checkpoint, watch))
+    count = _LayerCount(model, checkpoint, watch)
+    (_take if packed else _fill)(model, checkpoint, device, dtype, holding, count)
     model.tie_weights()
+    if holding.embedding == "host":
+        hold_embedding_on_host(model)
+    if holding.experts == "host":
+        connect_experts(model, device)
     install_float32_routers(model, lambda layer: checkpoint.read(ROUTER_KEY.format(layer=layer)))
     if experts == "nf4":
         _check_quantised(model)
     model.requires_grad_(requires_grad=False)
     return LoadedModel(model=model, checkpoint=checkpoint, components=components(model))
+
+
+def _check_holding(
+    holding: Holding,
+    experts: Experts,
+    implementation: str,
+    model: AriaForConditionalGeneration,
+    checkpoint: HubCheckpoint,
+) -> None:
+    if experts != "nf4" and (holding.lm_head == "nf4" or holding.experts == "host"):
+        raise ValueError("an lm_head in NF4 and experts in host memory need experts in NF4")
+    if holding.experts == "host" and implementation != LEAN:
+        raise ValueError(f"{implementation} takes all experts of a layer at once, which must be on the device")
+    if model.config.tie_word_embeddings and (holding.lm_head == "nf4" or holding.embedding == "host"):
+        raise UserError(
+            "the lm_head of this checkpoint is its embedding, which can't be NF4 or in host memory",
+            where=str(checkpoint.folder / "config.json"),
+            fix="set model.lm_head=dense model.embedding=device",
+        )
 
 
 def empty_model(checkpoint: HubCheckpoint, dtype: torch.dtype, implementation: str) -> AriaForConditionalGeneration:
@@ -139,10 +172,15 @@ class _LayerCount:
 
 
 def _fill(
-    model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, device: str, dtype: torch.dtype, count: _LayerCount
+    model: AriaForConditionalGeneration,
+    checkpoint: HubCheckpoint,
+    device: str,
+    dtype: torch.dtype,
+    holding: Holding,
+    count: _LayerCount,
 ) -> None:
     """Give a model weights that are not packed, packing them where that is wanted."""
-    waiting = {disk_name(name): filling for name, filling in fillings(model, device, dtype).items()}
+    waiting = {disk_name(name): filling for name, filling in fillings(model, device, dtype, holding).items()}
     heights = {name: filling.height for name, filling in waiting.items() if name in checkpoint.stored}
     for piece in read_ahead(checkpoint, heights):
         waiting[piece.name].add(piece.start, piece.rows)
@@ -152,7 +190,12 @@ def _fill(
 
 
 def _take(
-    model: AriaForConditionalGeneration, checkpoint: HubCheckpoint, device: str, dtype: torch.dtype, count: _LayerCount
+    model: AriaForConditionalGeneration,
+    checkpoint: HubCheckpoint,
+    device: str,
+    dtype: torch.dtype,
+    holding: Holding,
+    count: _LayerCount,
 ) -> None:
     """Give a model the weights of an NF4 checkpoint; on a CPU they stay in the file, which is mapped into memory."""
     check_files(
@@ -163,12 +206,13 @@ def _take(
     )
     with ExitStack() as stack:
         opened = {
-            shard: stack.enter_context(safe_open(checkpoint.folder / shard, "pt", device=device))
+            (shard, home): stack.enter_context(safe_open(checkpoint.folder / shard, "pt", device=home))
             for shard in checkpoint.shards
+            for home in {device, "cpu"}
         }
 
-        def read(name: str) -> torch.Tensor:
-            tensor: torch.Tensor = opened[checkpoint.stored[name].file].get_tensor(name)
+        def read(name: str, home: str = device) -> torch.Tensor:
+            tensor: torch.Tensor = opened[checkpoint.stored[name].file, home].get_tensor(name)
             return tensor
 
         for full, module, name, kind in list(places(model)):
@@ -176,12 +220,17 @@ def _take(
             if stored not in checkpoint.stored:
                 continue  # tied
             match kind:
+                case "experts" if holding.experts == "host":
+                    put_on_host(module, name, *state_of(stored, partial(read, home="cpu"), dtype))
                 case "experts":
                     put_experts(module, name, *state_of(stored, read, dtype))
                 case "linear":
                     put_linear(module, *state_of(stored, read, dtype))
+                case "head":  # which is dense in every file
+                    put_linear(module, *quantize_linear(read(stored).to(dtype)))
                 case "dense":
-                    setattr(module, name, nn.Parameter(read(stored).to(dtype), requires_grad=False))
+                    value = read(stored, holding.home(full, device)).to(dtype)
+                    setattr(module, name, nn.Parameter(value, requires_grad=False))
             count(stored)
 
 
@@ -225,7 +274,7 @@ def check_complete(model: AriaForConditionalGeneration, checkpoint: HubCheckpoin
     there = {memory_name(name): tensor.shape for name, tensor in checkpoint.stored.items()}
     if packed:
         for full, module, name, kind in places(model):
-            if kind != "dense":
+            if kind in {"linear", "experts"}:
                 due |= packed_shapes(full, getattr(module, name).shape)
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     found = {

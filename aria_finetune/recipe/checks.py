@@ -26,6 +26,7 @@ class Conflict:
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every contradiction of a recipe whose keys are valid one by one."""
     yield from _precision(recipe)
+    yield from _small_cards(recipe)
     yield from _evaluation(recipe)
     yield from _best_model(recipe)
 
@@ -38,6 +39,36 @@ def _precision(recipe: Recipe) -> Iterator[Conflict]:
             f"{recipe.model.dtype} does not go with model.experts: {recipe.model.experts}; "
             f"write {wanted}, or leave dtype out",
             reads=(("model", "dtype"), ("model", "experts")),
+        )
+
+
+def _small_cards(recipe: Recipe) -> Iterator[Conflict]:
+    if recipe.model.lm_head == "nf4" and recipe.model.experts != "nf4":
+        yield Conflict(
+            ("model", "lm_head"),
+            f"nf4 needs model.experts: nf4, and it is {recipe.model.experts}; leave lm_head out",
+            reads=(("model", "lm_head"), ("model", "experts")),
+        )
+    if recipe.train.activation_offloading and not recipe.train.gradient_checkpointing:
+        yield Conflict(
+            ("train", "activation_offloading"),
+            "offloads what gradient checkpointing keeps; set train.gradient_checkpointing to true",
+            reads=(("train", "activation_offloading"), ("train", "gradient_checkpointing")),
+        )
+    if recipe.moe.experts_on != "host":
+        return
+    if recipe.model.experts != "nf4":
+        yield Conflict(
+            ("moe", "experts_on"),
+            f"host needs model.experts: nf4, and it is {recipe.model.experts}; leave experts_on out",
+            reads=(("moe", "experts_on"), ("model", "experts")),
+        )
+    if recipe.moe.implementation not in ("auto", "lean"):
+        yield Conflict(
+            ("moe", "implementation"),
+            f"{recipe.moe.implementation} takes all experts of a layer at once, which moe.experts_on: host keeps off the "
+            "device; write lean, or leave implementation out",
+            reads=(("moe", "implementation"), ("moe", "experts_on")),
         )
 
 

@@ -82,13 +82,16 @@ class ModelSection(Section):
     """Which Aria and in what precision.
 
     `path` is a hub id, a folder, or `tiny`. `experts` is how the routed experts are held; `dtype` is the type of
-    everything else, None for the one that goes with `experts`.
+    everything else, None for the one that goes with `experts`. `lm_head` may be held in NF4 as well, and
+    `embedding` in host memory.
     """
 
     path: Text
     revision: Text | None = None
     experts: ExpertsType = "nf4"
     dtype: ComputeType | None = None
+    lm_head: Literal["dense", "nf4"] = "dense"
+    embedding: Literal["device", "host"] = "device"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
@@ -167,17 +170,18 @@ class LoraSection(Section):
 
 
 class MoeSection(Section):
-    """How the routed experts are computed."""
+    """How the routed experts are computed, and whether they are held on the device or in host memory."""
 
     implementation: Literal["auto", "eager", "grouped_mm", "lean"] = "auto"
+    experts_on: Literal["device", "host"] = "device"
 
 
 class TrainSection(Section):
     """The optimisation, the schedule, and what is saved and logged when.
 
     `max_steps` of -1 leaves the length to `num_train_epochs`; `max_grad_norm` of 0 clips nothing; a gradient norm of
-    more than `spike_factor` times the median of the last 32 makes no update, None sets no such limit. `eval_strategy`,
-    `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
+    more than `spike_factor` times the median of the last 32 makes no update, None sets no such limit. `activation_offloading`
+    takes what gradient checkpointing keeps to host memory. `eval_strategy`, `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
     """
 
     learning_rate: Positive = 5e-5
@@ -208,6 +212,7 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     bf16: bool | None = None
     gradient_checkpointing: bool = True
+    activation_offloading: bool = False
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 2
     report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple), AfterValidator(_without_duplicates)] = ()
 

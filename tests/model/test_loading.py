@@ -12,6 +12,7 @@ import torch
 from transformers import AriaForConditionalGeneration, PreTrainedTokenizerFast
 
 from aria_finetune.errors import UserError
+from aria_finetune.model.holding import Holding
 from aria_finetune.model.hub_layout import open_checkpoint
 from aria_finetune.model.loading import Experts, load_model, load_processor
 from aria_finetune.model.nf4 import unquantised_experts
@@ -158,6 +159,20 @@ def test_weights_may_be_tied(edited: Edit) -> None:
     model = load_model(str(folder)).model
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_ways_of_holding_that_can_not_be_are_refused(edited: Edit) -> None:
+    with pytest.raises(ValueError, match="need experts in NF4"):
+        load_model("tiny", experts="bf16", holding=Holding(lm_head="nf4"))
+    folder = edited(lambda weights: weights.pop("language_model.lm_head.weight"))
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    for holding in (Holding(lm_head="nf4"), Holding(embedding="host")):
+        with pytest.raises(UserError, match="the lm_head of this checkpoint is its embedding") as raised:
+            load_model(str(folder), holding=holding)
+        assert raised.value.fix == "set model.lm_head=dense model.embedding=device"
+    assert load_model(str(folder), holding=Holding()).model.config.tie_word_embeddings
 
 
 def test_the_router_keeps_what_the_checkpoint_has(edited: Edit) -> None:

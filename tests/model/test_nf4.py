@@ -25,8 +25,11 @@ from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.nf4 import (
     EXPERT_TENSORS,
     AriaNF4Config,
+    PackedRows,
+    Packer,
     expert_state,
     quantize_experts,
+    quantize_linear,
     unquantised_experts,
 )
 from aria_finetune.model.router import install_float32_routers
@@ -140,6 +143,31 @@ def test_every_weight_gets_the_nearest_value() -> None:
 def test_an_expert_that_does_not_divide_into_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="blocks of 64"):
         quantize_experts(torch.zeros(2, 10, 10))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_packed_some_at_a_time_are_the_whole_at_once(dtype: torch.dtype) -> None:
+    weights = random_experts((300, 128), dtype)
+    packer = Packer(weights.shape, dtype, "cpu")
+    for start in (0, 70, 140, 210, 280):
+        packer.add(start, weights[start : start + 70])
+    packed, state = packer.finish()
+    whole, whole_state = quantize_linear(weights)
+    assert torch.equal(packed, whole)
+    assert_same_state(state, whole_state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_dequantised_to_the_bits_of_the_whole(dtype: torch.dtype) -> None:
+    """300 rows of 3 blocks: no nested block of 256 scales ends where a row does."""
+    packed, state = quantize_linear(random_experts((300, 192), dtype))
+    rows, whole = PackedRows(packed, state), dequantize_4bit(packed, state)
+    assert len(rows) == 300
+    for index in (slice(0, 100), slice(299, 400), torch.tensor([7, 299, 7, 0]), torch.tensor([], dtype=torch.int64)):
+        assert rows[index].dtype == dtype
+        assert torch.equal(rows[index], whole[index])
+    with pytest.raises(ValueError, match="a row of 96 weights does not divide"):
+        PackedRows(*quantize_linear(torch.ones(4, 96)))
 
 
 def reference_model(folder: Path, dtype: torch.dtype) -> AriaForConditionalGeneration:

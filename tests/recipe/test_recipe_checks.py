@@ -13,8 +13,10 @@ from aria_finetune.recipe.schema import Recipe
 EVAL = {"eval": "e.jsonl"}
 
 
-def found(model: dict[str, Any], data: dict[str, Any], train: dict[str, Any]) -> list[Conflict]:
-    written = {"model": {"path": "tiny", **model}, "data": {"train": "rows.jsonl", **data}, "train": train}
+def found(
+    model: dict[str, Any], data: dict[str, Any], train: dict[str, Any], moe: dict[str, Any] | None = None
+) -> list[Conflict]:
+    written = {"model": {"path": "tiny", **model}, "data": {"train": "rows.jsonl", **data}, "train": train, "moe": moe}
     return list(conflicts(Recipe.from_data(written, Path("recipe.yaml"))))
 
 
@@ -29,6 +31,20 @@ def found(model: dict[str, Any], data: dict[str, Any], train: dict[str, Any]) ->
             "float32 does not go with model.experts: bf16",
         ),
         ({"experts": "fp32", "dtype": "bfloat16"}, {}, {}, "model.dtype", "write float32, or leave dtype out"),
+        (
+            {"experts": "bf16", "lm_head": "nf4"},
+            {},
+            {},
+            "model.lm_head",
+            "nf4 needs model.experts: nf4, and it is bf16",
+        ),
+        (
+            {},
+            {},
+            {"activation_offloading": True, "gradient_checkpointing": False},
+            "train.activation_offloading",
+            "set train.gradient_checkpointing to true",
+        ),
         ({}, {**EVAL, "eval_fraction": 0.1}, {}, "data.eval_fraction", "can't stand beside data.eval"),
         ({}, {}, {"eval_strategy": "steps"}, "train.eval_strategy", "nothing to evaluate on; add data.eval"),
         ({}, {}, {"eval_strategy": "epoch"}, "train.eval_strategy", "nothing to evaluate on; add data.eval"),
@@ -86,7 +102,9 @@ def test_contradictions(
         ({"experts": "bf16", "dtype": "bfloat16"}, {}, {}),
         ({"experts": "fp32", "dtype": "float32"}, {}, {}),
         ({"experts": "nf4", "dtype": "float32"}, {}, {}),
+        ({"experts": "nf4", "lm_head": "nf4"}, {}, {}),
         ({}, {}, {"eval_strategy": "no"}),
+        ({"embedding": "host"}, {}, {"activation_offloading": True}),
         ({}, EVAL, {"load_best_model_at_end": True}),
         ({}, EVAL, {"load_best_model_at_end": True, "eval_steps": 250, "early_stopping_patience": 2}),
         ({}, EVAL, {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}),
@@ -102,3 +120,16 @@ def test_two_contradictions_are_both_found() -> None:
         conflict.key for conflict in found({"experts": "fp32", "dtype": "bfloat16"}, {}, {"eval_strategy": "epoch"})
     ]
     assert keys == [("model", "dtype"), ("train", "eval_strategy")]
+
+
+def test_experts_in_host_memory_are_nf4_and_computed_one_at_a_time() -> None:
+    host = {"experts_on": "host"}
+    for implementation in ("auto", "lean"):
+        assert found({}, {}, {}, {**host, "implementation": implementation}) == []
+    for implementation in ("grouped_mm", "eager"):
+        (conflict,) = found({}, {}, {}, {**host, "implementation": implementation})
+        assert conflict.key == ("moe", "implementation")
+        assert f"{implementation} takes all experts of a layer at once" in conflict.message
+    both = found({"experts": "bf16"}, {}, {}, {**host, "implementation": "eager"})
+    assert [conflict.key for conflict in both] == [("moe", "experts_on"), ("moe", "implementation")]
+    assert "host needs model.experts: nf4, and it is bf16" in both[0].message
