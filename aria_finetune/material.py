@@ -46,14 +46,19 @@ class Material:
 
 
 def prepare(
-    recipe: Recipe, media_store: Path, *, decode_media: bool = False, begun: BegunRows | None = None
+    recipe: Recipe,
+    media_store: Path,
+    *,
+    decode_media: bool = False,
+    begun: BegunRows | None = None,
+    any_rejects: bool = False,
 ) -> Material:
     """Open the checkpoint, read its processor, and read and plan all rows for training.
 
     `decode_media` decodes every picture of raw sources now, instead of only reading its header. `begun` are the rows
-    of a run that goes on.
+    of a run that goes on. With `any_rejects` more records may be rejected than `data.max_rejects` says.
     """
-    material, read = _open(recipe, media_store, decode_media=decode_media, begun=begun)
+    material, read = _open(recipe, media_store, decode_media=decode_media, begun=begun, any_rejects=any_rejects)
     train_rows = read(recipe.data.train)
     eval_rows = read(recipe.data.eval) if recipe.data.eval else RowSet()
     if recipe.data.eval_fraction is not None:
@@ -81,7 +86,12 @@ def prepare_prompts(recipe: Recipe, media_store: Path) -> Material:
 
 
 def _open(
-    recipe: Recipe, media_store: Path, *, decode_media: bool = False, begun: BegunRows | None = None
+    recipe: Recipe,
+    media_store: Path,
+    *,
+    decode_media: bool = False,
+    begun: BegunRows | None = None,
+    any_rejects: bool = False,
 ) -> tuple[Material, Callable[..., RowSet]]:
     """Material without rows, and the function that reads rows of some sources."""
     checkpoint = open_checkpoint(recipe.model.path, recipe.model.revision)
@@ -95,7 +105,7 @@ def _open(
             viewing,
             chat,
             media_store=media_store,
-            max_rejects=recipe.data.max_rejects,
+            max_rejects=None if any_rejects else recipe.data.max_rejects,
             max_pixels=recipe.data.max_pixels,
             generation=generation,
             decode_media=decode_media,
