@@ -92,6 +92,26 @@ def train(
 
 
 @app.command()
+def inspect(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    rows: Annotated[int | None, typer.Option(min=0, help="Rows to show; 3, or 20 on a page.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one HTML page instead.")] = None,
+    split: Annotated[Literal["train", "eval"], typer.Option(help="Rows of training or of evaluation.")] = "train",
+) -> None:
+    """Show what the model will see: tokens, what is in the loss, images, frames, rejected rows."""
+    from aria_finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepare(ctx, loaded.model.path)
+    from aria_finetune.inspection import InspectionOptions
+    from aria_finetune.inspection import inspect as run
+
+    run(loaded, console(), InspectionOptions(rows, html, split))
+
+
+@app.command()
 def evaluate(
     ctx: typer.Context,
     recipe: RecipeArgument,

@@ -47,14 +47,19 @@ class Material:
 
 
 def prepare(
-    recipe: Recipe, media_store: Path, *, decode_media: bool = False, begun: BegunRows | None = None
+    recipe: Recipe,
+    media_store: Path,
+    *,
+    decode_media: bool = False,
+    begun: BegunRows | None = None,
+    any_rejects: bool = False,
 ) -> Material:
     """Open the checkpoint, read its processor, and read and plan all rows for training.
 
     `decode_media` decodes every picture of raw sources now, instead of only reading its header. `begun` are the rows
-    of a run that goes on.
+    of a run that goes on. With `any_rejects` more records may be rejected than `data.max_rejects` says.
     """
-    material, reader = _open(recipe, media_store, decode_media=decode_media, begun=begun)
+    material, reader = _open(recipe, media_store, decode_media=decode_media, begun=begun, any_rejects=any_rejects)
     train_rows, eval_rows = reader.training_and_evaluation()
     return replace(material, train_rows=train_rows, eval_rows=eval_rows)
 
@@ -78,13 +83,19 @@ def prepare_prompts(recipe: Recipe, media_store: Path) -> Material:
 
 
 def _open(
-    recipe: Recipe, media_store: Path, *, decode_media: bool = False, begun: BegunRows | None = None
+    recipe: Recipe,
+    media_store: Path,
+    *,
+    decode_media: bool = False,
+    begun: BegunRows | None = None,
+    any_rejects: bool = False,
 ) -> tuple[Material, RowReader]:
     """Material without rows, and what reads them."""
     checkpoint = open_checkpoint(recipe.model.path, recipe.model.revision)
     processor = load_processor(checkpoint)
     chat = ChatTokenizer(processor.tokenizer)
-    reader = RowReader(recipe, build_viewing(recipe, checkpoint), chat, media_store, decode_media, begun)
+    viewing = build_viewing(recipe, checkpoint)
+    reader = RowReader(recipe, viewing, chat, media_store, decode_media, begun, any_rejects)
     return Material(checkpoint, processor, chat, RowSet(), RowSet()), reader
 
 

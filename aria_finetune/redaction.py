@@ -1,7 +1,7 @@
 """Keeps secrets out of text that leaves the process: what is printed, and what a run, a report or a checkpoint says.
 
 Knows environment variables by the look of their names, URLs, and the shapes of well-known tokens. Does not know what
-a text is for: data that a model learns from never come here.
+a text is for: data come here to be shown, never on their way to a model.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class RowReader:
     """Reads the rows of a recipe's sources.
 
     `decode_media` decodes every picture of raw sources instead of only reading its header. `begun` are the rows of a run
-    that goes on.
+    that goes on. With `any_rejects` more records may be rejected than `data.max_rejects` says.
     """
 
     recipe: Recipe
@@ -32,6 +32,7 @@ class RowReader:
     media_store: Path
     decode_media: bool = False
     begun: BegunRows | None = None
+    any_rejects: bool = False
 
     def read(self, sections: tuple[SourceSection, ...], *, generation: bool = False) -> RowSet:
         """The rows of some sources, planned; with `generation` as prompts."""
@@ -41,7 +42,7 @@ class RowReader:
             self.viewing,
             self.chat,
             media_store=self.media_store,
-            max_rejects=data.max_rejects,
+            max_rejects=None if self.any_rejects else data.max_rejects,
             max_pixels=data.max_pixels,
             generation=generation,
             decode_media=self.decode_media,

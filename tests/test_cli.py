@@ -20,6 +20,7 @@ from aria_finetune.cli import app
 ENTRY = "from aria_finetune.cli import app; app(prog_name='aria-finetune')"
 FLAGS = {
     "train": {"recipe", "overrides", "--resume", "--dry-run"},
+    "inspect": {"recipe", "overrides", "--rows", "--html", "--split"},
     "evaluate": {
         "recipe", "overrides", "--adapter", "--output", "--blank-images", "--max-new-tokens", "--batch-size"
     },

@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from aria_finetune.cli import app
 from aria_finetune.data_formats.errors import REASONS
+from aria_finetune.inspection import PAGE_ROWS, TERMINAL_ROWS
 from aria_finetune.recipe import Recipe
 from aria_finetune.recipe.schema import SourceSection
 
@@ -91,6 +94,16 @@ def test_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) < 250
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_readme_and_docs_name_every_command_and_the_options_of_inspect() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    table = README.split("## Commands\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `([a-z]+)", table, re.MULTILINE) == list(commands)
+    text = (ROOT / "docs/inspect.md").read_text(encoding="utf-8")
+    options = [option for parameter in commands["inspect"].params for option in parameter.opts if option[:2] == "--"]
+    assert all(f"| `{option} " in text for option in options if option != "--help")
+    assert f"{TERMINAL_ROWS} in the terminal, {PAGE_ROWS} on a page" in text
 
 
 def test_the_table_of_reasons_is_the_codes() -> None:

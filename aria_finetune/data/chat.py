@@ -59,7 +59,7 @@ class Encoding:
 
 
 class ChatTokenizer:
-    """Renders turns with a tokenizer of Aria.
+    """Renders turns with a tokenizer of Aria. `control_ids` are those that text never has.
 
     Raises:
         UserError: the tokenizer lacks one of Aria's control tokens.
@@ -79,7 +79,7 @@ class ChatTokenizer:
         special |= {token: vocabulary[token] for token in CONTROL_TOKENS}
         self._special_strings = re.compile("|".join(map(re.escape, special)))
         # Unknown characters become `<unk>` in any text.
-        self._forbidden_ids = set(special.values()) - {tokenizer.unk_token_id}
+        self.control_ids = frozenset(set(special.values()) - {tokenizer.unk_token_id})
         alone = tokenizer("a", add_special_tokens=False)["input_ids"]
         self._marks_beginnings = alone != self._encode_behind_control("a")
 
@@ -146,7 +146,7 @@ class ChatTokenizer:
             # No control token can stand in front here, so special strings are cut behind their first character.
             cuts = [0, *(found.start() + 1 for found in self._special_strings.finditer(text)), len(text)]
             ids = [index for cut in pairwise(cuts) for index in self._encode_behind_control(text[slice(*cut)])]
-        if not self._forbidden_ids.isdisjoint(ids):
+        if not self.control_ids.isdisjoint(ids):
             raise UserError(
                 "the tokenizer turns control tokens inside text into control, so a user could forge a turn",
                 fix="use the fast tokenizer of rhymes-ai/Aria (tokenizer.json)",

@@ -96,7 +96,7 @@ def load_rows(  # noqa: PLR0913 (settings of a recipe, each by its name)
     chat: ChatTokenizer,
     *,
     media_store: Path,
-    max_rejects: int = 0,
+    max_rejects: int | None = 0,
     max_pixels: int = 64_000_000,
     generation: bool = False,
     decode_media: bool = False,
@@ -110,7 +110,8 @@ def load_rows(  # noqa: PLR0913 (settings of a recipe, each by its name)
         viewing: how they are shown.
         chat: renders and counts tokens.
         media_store: folder for media that a raw source holds inline (data URIs).
-        max_rejects: how many records may be rejected, rows that are too long or without labels aside.
+        max_rejects: how many records may be rejected, rows that are too long or without labels aside; None for any
+            number.
         max_pixels: limit of one image.
         generation: plan prompts for answers to be generated.
         decode_media: decode the pictures of raw sources instead of only reading their headers.
@@ -130,7 +131,8 @@ def load_rows(  # noqa: PLR0913 (settings of a recipe, each by its name)
             reading.read(source.path, options)
             rows.spans.append(range(start, len(rows.plans)))
             rows.weights.append(source.weight)
-            _check_rejects(rows.rejects, max_rejects)
+            if max_rejects is not None:
+                check_rejects(rows.rejects, max_rejects)
             if start == len(rows.plans):
                 raise UserError(
                     "no row is left" + _summary(rows.rejects[rejected:]),
@@ -266,7 +268,12 @@ def _check_pixels(record: Record, max_pixels: int) -> None:
             raise RecordError("media_too_large", f"{media.width} x {media.height} pixels, the limit is {max_pixels:,}")
 
 
-def _check_rejects(rejects: Sequence[Reject], max_rejects: int) -> None:
+def check_rejects(rejects: Sequence[Reject], max_rejects: int) -> None:
+    """Refuse more rejected records than are allowed; those that follow from the recipe don't count.
+
+    Raises:
+        TooManyRejects: with the first of them and their reasons.
+    """
     bad = [reject for reject in rejects if reject.reason not in POLICY_REASONS]
     if len(bad) > max_rejects:
         raise TooManyRejects(
