@@ -136,6 +136,34 @@ def evaluate(
 
 
 @app.command()
+def plan(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=0.1, help="Plan for a GPU with so many GiB.")] = None,
+    card: Annotated[str | None, typer.Option(help="Plan for a card by its name, such as 4090 or h100.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say whether a run will fit and how long it takes, before any weight is read."""
+    from aria_finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepare(ctx, loaded.model.path)
+    from aria_finetune.planning import choose_machine, make_plan, refuse_unfit
+
+    made = make_plan(loaded, choose_machine(loaded, gpu_memory=gpu_memory, card=card))
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(made.as_dict()))
+    else:
+        from aria_finetune.planning.page import show_plan
+
+        show_plan(made, console())
+    refuse_unfit(made.outlook)
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder in a known format.")],
     output: Output,

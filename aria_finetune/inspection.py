@@ -20,8 +20,9 @@ from aria_finetune.conversion import SHOWN_REJECTS
 from aria_finetune.data.collation import BadRow
 from aria_finetune.data.dataset import EpochOrder, RowSet, check_rejects
 from aria_finetune.errors import TooManyRejects, UserError
-from aria_finetune.material import Material, build_collator, build_viewing, prepare
+from aria_finetune.material import Material, build_collator, prepare
 from aria_finetune.recipe import Recipe
+from aria_finetune.sources import build_viewing
 from aria_finetune.staging import replace_text
 from aria_finetune.summary import show_rows
 from aria_finetune.viewing import page, terminal

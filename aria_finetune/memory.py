@@ -6,8 +6,6 @@ import os
 import resource
 import sys
 
-import torch
-
 GIB = 2**30
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -15,6 +13,8 @@ OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_S
 def peak_memory_gib(device: str) -> float:
     """Largest memory so far in GiB: allocated on the GPU, or resident in the process where there is none."""
     if device == "cuda":
+        import torch  # noqa: PLC0415 (more than a second that whoever only asks of the host need not wait)
+
         return torch.cuda.max_memory_allocated() / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
@@ -22,6 +22,8 @@ def peak_memory_gib(device: str) -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the GPU's or the machine's memory is used up."""
+    import torch  # noqa: PLC0415 (as above)
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # The allocator of a CPU, and CUDA's libraries beside torch's allocator, have no exception type of their own.
@@ -31,5 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def memory_gib(device: str) -> float:
     """All memory in GiB: of the GPU, or of the machine where there is none."""
     if device == "cuda":
+        import torch  # noqa: PLC0415 (as above)
+
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB

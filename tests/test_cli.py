@@ -21,6 +21,7 @@ ENTRY = "from aria_finetune.cli import app; app(prog_name='aria-finetune')"
 FLAGS = {
     "train": {"recipe", "overrides", "--resume", "--dry-run"},
     "inspect": {"recipe", "overrides", "--rows", "--html", "--split"},
+    "plan": {"recipe", "overrides", "--gpu-memory", "--card", "--json"},
     "evaluate": {
         "recipe", "overrides", "--adapter", "--output", "--blank-images", "--max-new-tokens", "--batch-size"
     },

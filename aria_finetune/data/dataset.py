@@ -13,8 +13,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch.utils.data import Sampler
-
 from aria_finetune.conversion import SHOWN_REJECTS, ConversionOptions, Reject, is_dataset, read_dataset, read_records
 from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
@@ -221,7 +219,7 @@ def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
     path.write_text("".join(lines), "utf-8")
 
 
-class EpochOrder(Sampler[int]):
+class EpochOrder:
     """Row numbers of one epoch: every source by its weight, exactly, in an order drawn from (seed, epoch).
 
     A weight of 2.25 gives each row twice and a quarter of the rows once more; which quarter moves on from epoch

@@ -5,16 +5,19 @@ Knows files and config.json; makes no module.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import CheckpointSettings
 
+PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Tokenizers that need no class of their own."""
 DEFAULT_PATCH = 14
 DEFAULT_QUERIES = {1225: 128, 4900: 256}
 
@@ -26,6 +29,10 @@ def load_tokenizer(checkpoint: CheckpointSettings) -> PreTrainedTokenizerBase:
         UserError: its files are missing or damaged.
     """
     with explained(checkpoint.folder):
+        if _is_plain(checkpoint.folder):
+            return PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
+        from transformers import AutoTokenizer  # noqa: PLC0415 (two seconds that a plan seldom needs)
+
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         if not hasattr(tokenizer, "image_token"):  # checkpoints from before transformers knew Aria
             named = {"image_token": "<|img|>"}
@@ -33,6 +40,12 @@ def load_tokenizer(checkpoint: CheckpointSettings) -> PreTrainedTokenizerBase:
                 checkpoint.folder, trust_remote_code=False, extra_special_tokens=named
             )
     return tokenizer
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether it is tokenizer.json and nothing else, so that no class has to be looked for."""
+    written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return written.get("tokenizer_class") in PLAIN and "auto_map" not in written and "image_token" in written
 
 
 @contextmanager

@@ -14,6 +14,16 @@ Shape = tuple[int, ...]
 QUERIES = {1225: 128, 4900: 256}
 """Image tokens by patches of a tile, where config.json does not say."""
 
+TEXT_DEFAULTS: dict[str, int] = {
+    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 4096, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "moe_num_experts": 8, "moe_topk": 2, "moe_num_shared_experts": 2,
+}  # fmt: skip
+VISION_DEFAULTS: dict[str, int] = {
+    "hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16,
+    "image_size": 224, "patch_size": 32, "num_channels": 3,
+}  # fmt: skip
+"""Of `AriaTextConfig` and `Idefics3VisionConfig`; they are not the real Aria's, whose config.json names its own."""
+
 
 @dataclass(frozen=True)
 class VisionTower:
@@ -51,31 +61,36 @@ class Architecture:
     queries: Mapping[int, int] = field(default_factory=lambda: dict(QUERIES))
 
     @classmethod
-    def from_config(cls, config: Any) -> Architecture:
-        """The dimensions of a `transformers.AriaConfig`."""
-        text, vision = config.text_config, config.vision_config
+    def from_config(cls, config: Mapping[str, Any]) -> Architecture:
+        """The dimensions that a checkpoint's config.json gives; where it gives none, those of transformers' classes."""
+        text = TEXT_DEFAULTS | _given(config.get("text_config"))
+        vision = VISION_DEFAULTS | _given(config.get("vision_config"))
+        heads = text["num_attention_heads"]
         return cls(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            experts=text.moe_num_experts,
-            top_k=text.moe_topk,
-            width=text.intermediate_size,
-            shared=text.moe_num_shared_experts,
-            vocabulary=text.vocab_size,
+            layers=text["num_hidden_layers"],
+            hidden=text["hidden_size"],
+            heads=heads,
+            kv_heads=text.get("num_key_value_heads", heads),
+            head_dim=text.get("head_dim", text["hidden_size"] // heads),
+            experts=text["moe_num_experts"],
+            top_k=text["moe_topk"],
+            width=text["intermediate_size"],
+            shared=text["moe_num_shared_experts"],
+            vocabulary=text["vocab_size"],
             vision=VisionTower(
-                layers=vision.num_hidden_layers,
-                hidden=vision.hidden_size,
-                width=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                patch=vision.patch_size,
-                side=vision.image_size,
-                channels=vision.num_channels,
+                layers=vision["num_hidden_layers"],
+                hidden=vision["hidden_size"],
+                width=vision["intermediate_size"],
+                heads=vision["num_attention_heads"],
+                patch=vision["patch_size"],
+                side=vision["image_size"],
+                channels=vision["num_channels"],
             ),
-            tied=config.tie_word_embeddings,
-            queries={int(patches): int(count) for patches, count in config.projector_patch_to_query_dict.items()},
+            tied=bool(config.get("tie_word_embeddings")),
+            queries={
+                int(patches): int(count)
+                for patches, count in (config.get("projector_patch_to_query_dict") or QUERIES).items()
+            },
         )
 
     @property
@@ -152,3 +167,7 @@ def _linear(name: str, out: int, into: int) -> Iterator[tuple[str, Shape]]:
 def _norm(name: str, size: int) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.weight", (size,)
     yield f"{name}.bias", (size,)
+
+
+def _given(section: Any) -> dict[str, int]:
+    return {key: value for key, value in (section or {}).items() if value is not None}

@@ -21,7 +21,15 @@ from aria_finetune.recipe.problems import Problem, conflict_problems, schema_pro
 from aria_finetune.recipe.schema import Recipe, as_sources
 from aria_finetune.recipe.strict_yaml import Document, KeyPath, read_yaml
 
-__all__ = ["Recipe", "load_recipe", "resolve_data_path"]
+__all__ = ["Recipe", "changed", "load_recipe", "resolve_data_path"]
+
+
+def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The same recipe with `KEY=VALUE` overrides laid over it; what keys say together is not checked again."""
+    data = copy.deepcopy(recipe.model_dump())
+    for word in overrides:
+        apply_override(data, *parse_override(word))
+    return Recipe.from_data(data, recipe.file)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -288,6 +288,12 @@ class Recipe(Section):
         """Optimizer steps between evaluations: those between saves where nothing else is said."""
         return self.train.eval_steps or self.train.save_steps
 
+    def experts_implementation(self, device: str) -> Literal["eager", "grouped_mm", "lean"]:
+        """How routed experts are computed on a device: `auto` is `lean` on a CPU, and for experts on the host."""
+        if self.moe.implementation != "auto":
+            return self.moe.implementation
+        return "lean" if device == "cpu" or self.moe.experts_on == "host" else "grouped_mm"
+
     def dump(self) -> dict[str, Any]:
         """All keys as plain JSON types, every None that has a meaning resolved. Holds nothing of the environment."""
         data = self.model_dump(mode="json")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
-from transformers import AriaConfig
 
 from aria_finetune.model.components import components
 from aria_finetune.model.loading import Experts, load_model
@@ -14,7 +15,7 @@ from aria_finetune.planner.architecture import Architecture
 from aria_finetune.planner.resident import Adapter, Holding, adapter_bytes, model_components, nf4_bytes
 from aria_finetune.tiny import CHECKPOINT
 
-ARCHITECTURE = Architecture.from_config(AriaConfig.from_pretrained(CHECKPOINT))
+ARCHITECTURE = Architecture.from_config(json.loads((CHECKPOINT / "config.json").read_text()))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,187 @@
+"""From a recipe and its planned rows to what the planner reckons with: the model's setup and the largest micro-batches.
+
+Knows recipes and rows; reckons nothing itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+from aria_finetune.data.chat import ChatTokenizer
+from aria_finetune.data.dataset import EpochOrder, RowSet
+from aria_finetune.data.rows import RowPlan, Viewing, plan_row
+from aria_finetune.data_formats.errors import RecordError
+from aria_finetune.media.inspection import Inspector
+from aria_finetune.planner.architecture import Architecture
+from aria_finetune.planner.resident import Adapter, Holding
+from aria_finetune.planner.step import Batch, Device, Execution, Setup
+from aria_finetune.planner.work import Work, row_work
+from aria_finetune.recipe import Recipe
+
+WIDTHS = {"bfloat16": 2, "float32": 4}
+WORST = 8
+"""Rows that are planned anew to see what a change of how they are shown does to the longest."""
+
+
+def setup_of(recipe: Recipe, architecture: Architecture, device: Device, *, pictures: bool) -> Setup:
+    """A recipe's model, adapter and way to compute on a device; `pictures` says whether any row has one."""
+    return Setup(
+        architecture,
+        Holding(
+            packed=recipe.model.experts == "nf4",
+            width=WIDTHS[recipe.model.compute_dtype],
+            vision=pictures,
+            packed_head=recipe.model.lm_head == "nf4",
+            embedding_on_host=recipe.model.embedding == "host",
+            experts_on_host=recipe.moe.experts_on == "host",
+        ),
+        Adapter(recipe.lora.targets, recipe.lora.rank, recipe.train.optim),
+        Execution(
+            device,
+            recipe.experts_implementation(device),
+            checkpointing=recipe.train.gradient_checkpointing,
+            offloading=recipe.train.activation_offloading,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run, and how they were shown."""
+
+    training: RowSet
+    evaluation: RowSet
+    viewing: Viewing
+    chat: ChatTokenizer = field(repr=False)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether any row has one."""
+        return any(plan.sights for rows in (self.training, self.evaluation) for plan in rows.plans)
+
+    def largest(self, recipe: Recipe) -> tuple[Batch, Batch | None]:
+        """The largest micro-batch of training and of evaluation, if all rows of one were the longest there are."""
+        train = recipe.train
+        training = largest_batch(self.training.plans, train.per_device_train_batch_size, micro_batches(recipe, self))
+        if recipe.eval_strategy == "no" or not self.evaluation.plans:
+            return training, None
+        return training, largest_batch(self.evaluation.plans, train.per_device_eval_batch_size)
+
+    def under(self, recipe: Recipe) -> Rows:
+        """These rows as another recipe shows them; of pictures and frames, only the longest are planned anew.
+
+        Rows that no longer fit are left out.
+        """
+        data = recipe.data
+        viewing = replace(
+            self.viewing,
+            image_size=data.image_size,
+            split_images=data.split_images,
+            num_frames=data.num_frames,
+            max_tokens=data.max_tokens,
+        )
+        if viewing == self.viewing:
+            return self
+        shorter = replace(self.viewing, max_tokens=viewing.max_tokens) == viewing
+        with closing(Inspector()) as inspector:
+            training, evaluation = (
+                RowSet(
+                    [plan for plan in rows.plans if plan.tokens <= viewing.max_tokens]
+                    if shorter
+                    else list(self._again(rows.plans, viewing, inspector)),
+                    rows.spans,
+                    rows.weights,
+                )
+                for rows in (self.training, self.evaluation)
+            )
+        return replace(self, training=training, evaluation=evaluation, viewing=viewing)
+
+    def _again(self, plans: Sequence[RowPlan], viewing: Viewing, inspector: Inspector) -> Iterator[RowPlan]:
+        for plan in _longest(plans, WORST):
+            try:
+                yield plan_row(plan.record, viewing, self.chat, inspector=inspector)
+            except RecordError:
+                continue
+
+
+def largest_batch(plans: Sequence[RowPlan], rows: int, micro_batches: int | None = None) -> Batch:
+    """A micro-batch of `rows` rows, each of which has the most tokens, labels and tiles that any row has.
+
+    `micro_batches` is how many a run has, if it is known: no more different lengths can come up.
+    """
+    tiles = [Counter[int]() for _ in plans]
+    for count, plan in zip(tiles, plans, strict=True):
+        for sight in plan.sights:
+            count[sight.tile] += sight.tiles
+    most = {size: max(count[size] for count in tiles) * rows for count in tiles for size in count}
+    lengths = len({plan.tokens for plan in plans})
+    return Batch(
+        rows=rows,
+        tokens=max((plan.tokens for plan in plans), default=0),
+        labels=max((plan.labels for plan in plans), default=0) * rows,
+        tiles=most,
+        lengths=max(lengths if micro_batches is None else min(lengths, micro_batches), 1),
+    )
+
+
+def steps(recipe: Recipe, rows: Rows) -> int:
+    """Optimizer steps of a run."""
+    train = recipe.train
+    if train.max_steps > 0:
+        return train.max_steps
+    batches = math.ceil(epoch_rows(recipe, rows) / train.per_device_train_batch_size)
+    per_epoch = math.ceil(batches / train.gradient_accumulation_steps)
+    return math.ceil(train.num_train_epochs * per_epoch)
+
+
+def epoch_rows(recipe: Recipe, rows: Rows) -> int:
+    """Rows of an epoch, each source by its weight."""
+    return len(EpochOrder(rows.training.spans, rows.training.weights, recipe.train.seed))
+
+
+def micro_batches(recipe: Recipe, rows: Rows) -> int:
+    """Micro-batches of training in a whole run."""
+    return steps(recipe, rows) * recipe.train.gradient_accumulation_steps
+
+
+def epochs(recipe: Recipe, rows: Rows) -> float:
+    """How often a run goes over its rows."""
+    seen = micro_batches(recipe, rows) * recipe.train.per_device_train_batch_size
+    return min(seen / max(epoch_rows(recipe, rows), 1), _limit(recipe))
+
+
+def epoch_work(rows: Rows, architecture: Architecture) -> Work:
+    """Operations of an epoch: every source by its weight."""
+    total = Work(0, 0, 0, 0)
+    for span, weight in zip(rows.training.spans, rows.training.weights, strict=True):
+        source = sum_of_work([rows.training.plans[row] for row in span], architecture)
+        total += Work(*(part * weight for part in (source.decoder, source.attention, source.vision, source.head)))
+    return total
+
+
+def sum_of_work(plans: Sequence[RowPlan], architecture: Architecture) -> Work:
+    """Operations of a step on each of some rows."""
+    kinds: Counter[tuple[int, int, tuple[tuple[int, int], ...]]] = Counter()
+    for plan in plans:
+        tiles = Counter[int]()
+        for sight in plan.sights:
+            tiles[sight.tile] += sight.tiles
+        kinds[plan.tokens, plan.labels, tuple(sorted(tiles.items()))] += 1
+    total = Work(0, 0, 0, 0)
+    for (tokens, labels, sizes), count in kinds.items():
+        work = row_work(architecture, tokens, labels, dict(sizes))
+        total += Work(*(part * count for part in (work.decoder, work.attention, work.vision, work.head)))
+    return total
+
+
+def _limit(recipe: Recipe) -> float:
+    return math.inf if recipe.train.max_steps > 0 else recipe.train.num_train_epochs
+
+
+def _longest(plans: Sequence[RowPlan], count: int) -> list[RowPlan]:
+    return heapq.nlargest(count, (plan for plan in plans if plan.lost is None), key=lambda plan: plan.tokens)
