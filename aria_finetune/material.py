@@ -20,6 +20,7 @@ from aria_finetune.data.dataset import DataSource, RowSet, as_prompts, hold_out,
 from aria_finetune.data.rows import RowPlan, Viewing
 from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
+from aria_finetune.model.absent import Part
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
 from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor, pad_id, vision_tokens
@@ -43,6 +44,11 @@ class Material:
     def plans(self) -> list[RowPlan]:
         """All rows: those of training first, those of evaluation behind them."""
         return [*self.train_rows.plans, *self.eval_rows.plans]
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any row shows one."""
+        return any(plan.sights for plan in self.plans)
 
 
 def prepare(
@@ -170,7 +176,7 @@ def device_named(name: str, key: str = "--device") -> str:
     return "cuda" if available and name != "cpu" else "cpu"
 
 
-def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
+def load_base(recipe: Recipe, watch: Watch | None = None, *, without: Part | None = None) -> LoadedModel:
     """The frozen base model as the recipe wants it, with the bytes of its parts; `watch` is told of its layers."""
     device = choose_device(recipe)
     automatic = LEAN if device == "cpu" else "grouped_mm"
@@ -181,5 +187,6 @@ def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
         dtype=DTYPES[recipe.model.compute_dtype],
         device=device,
         implementation=automatic if recipe.moe.implementation == "auto" else recipe.moe.implementation,
+        without=without,
         watch=watch,
     )

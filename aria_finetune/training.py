@@ -32,6 +32,7 @@ from aria_finetune.errors import UserError
 from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.layer_progress import LayerProgress
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
+from aria_finetune.model.absent import Part
 from aria_finetune.model.components import Component
 from aria_finetune.model.loading import Watch
 from aria_finetune.model.lora import LoraPlan, add_lora
@@ -105,7 +106,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
         explain_out_of_memory(recipe, choose_device(recipe), "loading"),
         LayerProgress("loading the model", console) as loading,
     ):
-        model, parts = build_model(recipe, run, material, loading)
+        model, parts = build_model(recipe, run, material, loading, without=None if material.has_pictures else "vision")
     show_components(parts, console)
     progress = ProgressReport(run, console)
     trainer = build_trainer(recipe, run, material, model, progress, identity=identity, interruption=interruption)
@@ -205,10 +206,10 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> None:
 
 
 def build_model(
-    recipe: Recipe, run: RunFolder, material: Material, watch: Watch | None = None
+    recipe: Recipe, run: RunFolder, material: Material, watch: Watch | None = None, *, without: Part | None = None
 ) -> tuple[PeftModel, list[Component]]:
     """The base model with fresh adapters; `watch` is told of its layers as they are loaded."""
-    loaded = load_base(recipe, watch)
+    loaded = load_base(recipe, watch, without=without)
     plan = LoraPlan(
         targets=recipe.lora.targets,
         rank=recipe.lora.rank,

@@ -27,6 +27,7 @@ from transformers.models.aria.image_processing_pil_aria import AriaImageProcesso
 
 from aria_finetune.errors import UserError
 from aria_finetune.model import experts as _registered  # noqa: F401
+from aria_finetune.model.absent import Part, leave_out
 from aria_finetune.model.components import Component, components
 from aria_finetune.model.filling import empty_aria, fillings, places
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint
@@ -66,6 +67,7 @@ def load_model(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
     implementation: str = "grouped_mm",
+    without: Part | None = None,
     watch: Watch | None = None,
 ) -> LoadedModel:
     """Load an Aria checkpoint straight onto `device`, all weights frozen.
@@ -81,6 +83,7 @@ def load_model(
         dtype: of the parts that are not 4-bit, and of the arithmetic.
         device: `cpu` or `cuda`.
         implementation: how the routed experts are computed, `grouped_mm` or `eager`.
+        without: a part whose weights must be in the checkpoint, but are not read.
         watch: is told how many decoder layers are loaded, and of how many.
 
     Raises:
@@ -99,11 +102,14 @@ def load_model(
     if experts == "nf4":
         prepare_for_nf4(model, dtype)
     check_complete(model, checkpoint, packed=packed)
+    if without is not None:
+        leave_out(model, without)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     (_take if packed else _fill)(model, checkpoint, device, dtype, _LayerCount(model, checkpoint, watch))
-    model.tie_weights()
+    if without != "decoder":
+        model.tie_weights()
     install_float32_routers(model, lambda layer: checkpoint.read(ROUTER_KEY.format(layer=layer)))
     if experts == "nf4":
         _check_quantised(model)

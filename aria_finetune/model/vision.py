@@ -13,7 +13,10 @@ from transformers import AriaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 TILES_AT_A_TIME = {490: 4, 980: 1}
-"""By tile side in pixels. The projector's attention over several 980-px tiles would take gigabytes."""
+"""By tile side in pixels, on a GPU. The projector's attention over several 980-px tiles would take gigabytes.
+
+On a CPU it is one of any size: in bf16 its features would depend on the tiles beside it, and with them on the batch.
+"""
 _MEAN = _DEVIATION = 0.5
 
 
@@ -33,7 +36,9 @@ def image_features(model: AriaForConditionalGeneration, batch: Mapping[str, torc
     with torch.no_grad():
         for size, count in TILES_AT_A_TIME.items():
             if f"pixels_{size}" in batch:
-                features += _encode(model, batch[f"pixels_{size}"], batch[f"extents_{size}"], count)
+                pixels = batch[f"pixels_{size}"]
+                together = 1 if pixels.device.type == "cpu" else count
+                features += _encode(model, pixels, batch[f"extents_{size}"], together)
     return torch.cat([features[index] for index in batch["tile_order"].tolist()])[None]
 
 
