@@ -17,6 +17,7 @@ from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import Collator
 from aria_finetune.data.dataset import DataSource, RowSet, as_prompts, hold_out, load_rows
+from aria_finetune.data.pictures import Showing
 from aria_finetune.data.rows import RowPlan, Viewing
 from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
@@ -143,12 +144,16 @@ def build_source(recipe: Recipe, section: SourceSection) -> DataSource:
     )
 
 
+def build_showing(recipe: Recipe) -> Showing:
+    """How pictures become tiles."""
+    return Showing(recipe.data.split_images, ImageLimits(max_pixels=recipe.data.max_pixels))
+
+
 def build_collator(recipe: Recipe, material: Material, **changes: Any) -> Collator:
     """The collator of a recipe; `changes` go to `Collator`."""
     settings = {
         "loss_on": recipe.data.loss_on,
-        "split_images": recipe.data.split_images,
-        "image_limits": ImageLimits(max_pixels=recipe.data.max_pixels),
+        "showing": build_showing(recipe),
         "on_bad_media": recipe.data.on_bad_media,
         "media_timeout": recipe.data.media_timeout,
     }

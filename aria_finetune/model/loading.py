@@ -286,6 +286,12 @@ def vision_tokens(checkpoint: HubCheckpoint) -> dict[int, int]:
     return {math.isqrt(int(patches)) * patch: int(queries) for patches, queries in table.items()}
 
 
+def hidden_size(checkpoint: HubCheckpoint) -> int:
+    """Width of the decoder, and so of image features."""
+    width: int = AriaConfig.from_pretrained(checkpoint.folder).text_config.hidden_size
+    return width
+
+
 def pad_id(checkpoint: HubCheckpoint) -> int:
     """The id that fills up short rows; inside the embedding, which the hub tokenizer's `<pad>` is not."""
     text = checkpoint.config.get("text_config", {})

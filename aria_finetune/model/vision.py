@@ -25,13 +25,16 @@ def image_features(model: AriaForConditionalGeneration, batch: Mapping[str, torc
 
     Args:
         model: Aria, without an adapter around it.
-        batch: what the collator made: `pixels_N`, `extents_N` for tile sides N of 490 and 980, and `tile_order`.
+        batch: what the collator made: `pixels_N`, `extents_N` for tile sides N of 490 and 980, and `tile_order`; or
+            `features` that were computed before.
 
     Returns:
         (1, image tokens, hidden) in the dtype of the vision tower, or None for a batch without pictures.
     """
     if "tile_order" not in batch:
         return None
+    if "features" in batch:
+        return batch["features"][None]
     features: list[torch.Tensor] = []
     with torch.no_grad():
         for size, count in TILES_AT_A_TIME.items():

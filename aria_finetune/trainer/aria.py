@@ -34,7 +34,7 @@ from aria_finetune.trainer.guards import NumberGuard
 from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is_empty, raise_carried
 from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
 
-TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order")
+TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order", "features")
 
 OVER_SESSIONS = ("train_samples_per_second", "train_steps_per_second", "total_flos")
 """What the Trainer would log at the end: all steps of a run over the seconds of its last session."""
