@@ -26,6 +26,8 @@ FREE_KEYS = {
     "model.device",
     "data.on_bad_media",
     "data.media_timeout",
+    "data.cache_image_features",
+    "data.cache_limit_gib",
     "train.dataloader_num_workers",
     "train.gradient_checkpointing",
     "train.logging_steps",
