@@ -23,7 +23,7 @@ from aria_finetune.disk_need import planned_steps
 from aria_finetune.errors import UserError
 from aria_finetune.features.filling import Wanted, file_bytes, fill
 from aria_finetune.features.identity import FeatureKeys, encoder_identity, hash_files
-from aria_finetune.features.reading import FeatureForms, StoredFeatures
+from aria_finetune.features.reading import Failures, FeatureForms, StoredFeatures
 from aria_finetune.features.store import DISK_REMEDY, GIB, FeatureStore, Form, UsedStore, use_store
 from aria_finetune.layer_progress import LayerProgress
 from aria_finetune.material import DTYPES, Material, build_showing, choose_device, load_base
@@ -91,7 +91,8 @@ def _complete(recipe: Recipe, material: Material, store: UsedStore, console: Con
         f"{len(forms) - len(missing):,} are there, {len(missing):,} are computed now",
         highlight=False,
     )
-    failures: Mapping[tuple[int, int], tuple[str, str]] = {}
+    failures: Failures = {}
+    computed = 0
     if missing or wanted.nameless():
         with store.filling(lambda line: console.print(line, highlight=False)):
             missing = _missing(store, forms)  # another run may have computed them
@@ -100,9 +101,10 @@ def _complete(recipe: Recipe, material: Material, store: UsedStore, console: Con
             needed = store.make_room(sizes, round(recipe.data.cache_limit_gib * GIB))
             with explain_full_disk(store.folder, needed, "the folder of image features", DISK_REMEDY):
                 failures = _fill(recipe, wanted, store, missing, console)
+            computed = len(missing) - (len(_missing(store, forms)) if failures else 0)
     store.mark_used(forms)
     return RunFeatures(
-        StoredFeatures(FeatureStore(store.folder), wanted.keys, wanted.forms, failures), len(forms), len(missing), total
+        StoredFeatures(FeatureStore(store.folder), wanted.keys, wanted.forms, failures), len(forms), computed, total
     )
 
 
@@ -135,9 +137,7 @@ def _missing(store: UsedStore, forms: Mapping[str, Form]) -> list[str]:
     return [key for key, form in forms.items() if not store.holds(key, form)]
 
 
-def _fill(
-    recipe: Recipe, wanted: Wanted, store: UsedStore, missing: list[str], console: Console
-) -> Mapping[tuple[int, int], tuple[str, str]]:
+def _fill(recipe: Recipe, wanted: Wanted, store: UsedStore, missing: list[str], console: Console) -> Failures:
     device = choose_device(recipe)
     encoder = _Encoder(recipe)
     with (

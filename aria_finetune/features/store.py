@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -115,7 +116,7 @@ class FeatureStore:
         data = save({TENSOR: features}, metadata={"key": key, "sha256": digest})
         path = self.path_of(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{key}-{os.getpid()}{PART}")
+        part = path.with_name(f".{key}-{secrets.token_hex(4)}{PART}")  # process ids are equal on two machines
         try:
             part.write_bytes(data)
             sync(part)

@@ -442,6 +442,25 @@ class TestRefusals:
             run(make("run", cache=str(tmp_path / place)))
         assert not (tmp_path / "runs").exists()
 
+    def test_a_picture_that_cannot_be_decoded_is_skipped_wherever_it_is_shown(
+        self, make: Make, kept: str, data: Path, tmp_path: Path
+    ) -> None:
+        """Other rows that show it are found out too, though it is decoded ahead for the first of them alone."""
+        shutil.copytree(data, tmp_path / "own")
+        picture = tmp_path / "own" / "0.png"
+        picture.write_bytes(picture.read_bytes()[:-40])  # its header is sound
+        skip = "data.on_bad_media=skip"
+        plain, _ = run(make("plain", skip, cache=False, folder=tmp_path / "own"))
+        cached, _ = run(make("cached", skip, cache=kept, folder=tmp_path / "own"))
+        entries = [json.loads(line) for line in (cached / "skipped.jsonl").read_text().splitlines()]
+        assert {(entry["training"], entry["where"]) for entry in entries} == {
+            *((True, f"chat.jsonl:{row}") for row in (0, 1, 4)),
+            (False, "eval.jsonl:1"),
+        }
+        assert (cached / "skipped.jsonl").read_text() == (plain / "skipped.jsonl").read_text()
+        assert_equal(cached, plain)
+        assert described(cached)["image_features"]["computed"] == 0
+
     def test_a_picture_that_cannot_be_decoded_is_named(self, make: Make, data: Path, tmp_path: Path) -> None:
         shutil.copytree(data, tmp_path / "own")
         picture = tmp_path / "own" / "1.png"
