@@ -52,7 +52,12 @@ def check_space(recipe: Recipe, run: RunFolder, trainer: AriaTrainer) -> None:
 
 def planned_saves(recipe: Recipe, updates_per_epoch: int) -> int:
     """How many checkpoints a run will write if nothing stops it; at least one, for what may stop it."""
-    train = recipe.train
-    steps = train.max_steps if train.max_steps > 0 else math.ceil(train.num_train_epochs * updates_per_epoch)
+    train, steps = recipe.train, planned_steps(recipe, updates_per_epoch)
     interval = {"no": steps, "steps": train.save_steps, "epoch": updates_per_epoch}[train.save_strategy]
     return max(math.ceil(steps / interval), 1)
+
+
+def planned_steps(recipe: Recipe, updates_per_epoch: int) -> int:
+    """How many optimizer steps a run will make if nothing stops it."""
+    train = recipe.train
+    return train.max_steps if train.max_steps > 0 else math.ceil(train.num_train_epochs * updates_per_epoch)

@@ -16,10 +16,11 @@ from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import Collator
 from aria_finetune.data.dataset import RowSet, as_prompts
+from aria_finetune.data.pictures import Showing
 from aria_finetune.data.rows import RowPlan
 from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
-from aria_finetune.model.experts import LEAN
+from aria_finetune.model.absent import Part
 from aria_finetune.model.holding import Holding
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
 from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor
@@ -44,6 +45,11 @@ class Material:
     def plans(self) -> list[RowPlan]:
         """All rows: those of training first, those of evaluation behind them."""
         return [*self.train_rows.plans, *self.eval_rows.plans]
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any row shows one."""
+        return any(plan.sights for plan in self.plans)
 
 
 def prepare(
@@ -99,12 +105,16 @@ def _open(
     return Material(checkpoint, processor, chat, RowSet(), RowSet()), reader
 
 
+def build_showing(recipe: Recipe) -> Showing:
+    """How pictures become tiles."""
+    return Showing(recipe.data.split_images, ImageLimits(max_pixels=recipe.data.max_pixels))
+
+
 def build_collator(recipe: Recipe, material: Material, **changes: Any) -> Collator:
     """The collator of a recipe; `changes` go to `Collator`."""
     settings = {
         "loss_on": recipe.data.loss_on,
-        "split_images": recipe.data.split_images,
-        "image_limits": ImageLimits(max_pixels=recipe.data.max_pixels),
+        "showing": build_showing(recipe),
         "on_bad_media": recipe.data.on_bad_media,
         "media_timeout": recipe.data.media_timeout,
     }
@@ -132,17 +142,18 @@ def device_named(name: str, key: str = "--device") -> str:
     return "cuda" if available and name != "cpu" else "cpu"
 
 
-def load_base(recipe: Recipe, watch: Watch | None = None) -> LoadedModel:
+def load_base(recipe: Recipe, watch: Watch | None = None, *, without: Part | None = None) -> LoadedModel:
     """The frozen base model as the recipe wants it, with the bytes of its parts; `watch` is told of its layers."""
     device = choose_device(recipe)
-    automatic = LEAN if device == "cpu" or recipe.moe.experts_on == "host" else "grouped_mm"
+    wanted = Holding(lm_head=recipe.model.lm_head, embedding=recipe.model.embedding, experts=recipe.moe.experts_on)
     return load_model(
         recipe.model.path,
         revision=recipe.model.revision,
         experts=recipe.model.experts,
         dtype=DTYPES[recipe.model.compute_dtype],
         device=device,
-        implementation=automatic if recipe.moe.implementation == "auto" else recipe.moe.implementation,
-        holding=Holding(lm_head=recipe.model.lm_head, embedding=recipe.model.embedding, experts=recipe.moe.experts_on),
+        implementation=recipe.experts_implementation(device),
+        holding=None if without == "decoder" else wanted,
+        without=without,
         watch=watch,
     )

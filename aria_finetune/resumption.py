@@ -25,6 +25,8 @@ from aria_finetune.redaction import redact_values
 FREE_KEYS = {
     "model.device",
     "model.embedding",
+    "data.cache_image_features",
+    "data.cache_limit_gib",
     "data.on_bad_media",
     "data.media_timeout",
     "moe.experts_on",

@@ -29,9 +29,11 @@ from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
 from aria_finetune.disk_need import DISK_REMEDY, check_space, checkpoint_bytes
 from aria_finetune.errors import UserError
+from aria_finetune.feature_cache import RunFeatures, check_feature_folder, run_features
 from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.layer_progress import LayerProgress
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
+from aria_finetune.model.absent import Part
 from aria_finetune.model.loading import Watch
 from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.offloading import LayerInputs
@@ -102,34 +104,40 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
     identity = identify(recipe, material)
     if start.checkpoint:
         check_identity(start.values["identity"], identity, start.checkpoint, console)
-    with (
-        explain_out_of_memory(recipe, choose_device(recipe), "loading"),
-        LayerProgress("loading the model", console) as loading,
-    ):
-        model, parts = build_model(recipe, run, material, loading)
-    show_components(parts, console)
-    progress = ProgressReport(run, console)
-    trainer = build_trainer(recipe, run, material, model, progress, identity=identity, interruption=interruption)
-    check_space(recipe, run, trainer)
-    description = describe_run(recipe, material, parts, start)
-    with interruption.deferred():
-        run.begin(description)
-        if start.checkpoint is None:
-            run.cut_logs({})
-            write_begun_rows(material.plans, run.path / ROWS_FILE)
-        write_rejects([*material.train_rows.rejects, *material.eval_rows.rejects], run.path / REJECTS_FILE)
-        longest = max(plan.tokens for plan in material.plans)
+    with run_features(recipe, material, console) as features:
+        unused: Part | None = None if material.has_pictures and features is None else "vision"
         with (
-            _stop_told(run, description, trainer, progress),
-            explain_out_of_memory(recipe, choose_device(recipe), "training", longest=longest),
-            explain_full_disk(run.path, trainer.keeping.expected_bytes, "the run", DISK_REMEDY),
+            explain_out_of_memory(recipe, choose_device(recipe), "loading"),
+            LayerProgress("loading the model", console) as loading,
         ):
-            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-        with explain_full_disk(run.path, trainer.keeping.expected_bytes, "the adapter", DISK_REMEDY):
-            write_adapter(trainer, run)
-            metrics = run.entries(METRICS_FILE)
-            draw_losses(metrics, run.path / PICTURE_FILE)
-            run.write({"status": FINISHED, **description, **describe_result(trainer, metrics, began)})
+            model, parts = build_model(recipe, run, material, loading, without=unused)
+        show_components(parts, console)
+        progress = ProgressReport(run, console)
+        trainer = build_trainer(
+            recipe, run, material, model, progress, features=features, identity=identity, interruption=interruption
+        )
+        check_space(recipe, run, trainer)
+        description = describe_run(recipe, material, parts, start)
+        if features is not None:
+            description["image_features"] = features.describe()
+        with interruption.deferred():
+            run.begin(description)
+            if start.checkpoint is None:
+                run.cut_logs({})
+                write_begun_rows(material.plans, run.path / ROWS_FILE)
+            write_rejects([*material.train_rows.rejects, *material.eval_rows.rejects], run.path / REJECTS_FILE)
+            longest = max(plan.tokens for plan in material.plans)
+            with (
+                _stop_told(run, description, trainer, progress),
+                explain_out_of_memory(recipe, choose_device(recipe), "training", longest=longest),
+                explain_full_disk(run.path, trainer.keeping.expected_bytes, "the run", DISK_REMEDY),
+            ):
+                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            with explain_full_disk(run.path, trainer.keeping.expected_bytes, "the adapter", DISK_REMEDY):
+                write_adapter(trainer, run)
+                metrics = run.entries(METRICS_FILE)
+                draw_losses(metrics, run.path / PICTURE_FILE)
+                run.write({"status": FINISHED, **description, **describe_result(trainer, metrics, began)})
     show_result(run, time.monotonic() - began, console)
 
 
@@ -191,11 +199,13 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> None:
     """Refuse early what a run would only meet after its weights are loaded.
 
     Raises:
-        UserError: the run folder is in use, there is no such device, or a tracker is not installed.
+        UserError: the run folder is in use, image features are to lie in it, there is no such device, or a tracker is
+            not installed.
     """
     if not resume:
         check_run_folder(recipe.output_dir, overwrite=recipe.output.overwrite)
     choose_device(recipe)
+    check_feature_folder(recipe)
     for tracker in recipe.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(
@@ -206,10 +216,10 @@ def check_run(recipe: Recipe, *, resume: bool = False) -> None:
 
 
 def build_model(
-    recipe: Recipe, run: RunFolder, material: Material, watch: Watch | None = None
+    recipe: Recipe, run: RunFolder, material: Material, watch: Watch | None = None, *, without: Part | None = None
 ) -> tuple[PeftModel, list[Component]]:
     """The base model with fresh adapters; `watch` is told of its layers as they are loaded."""
-    loaded = load_base(recipe, watch)
+    loaded = load_base(recipe, watch, without=without)
     plan = LoraPlan(
         targets=recipe.lora.targets,
         rank=recipe.lora.rank,
@@ -242,6 +252,7 @@ def build_trainer(
     model: PeftModel,
     progress: ProgressReport,
     *,
+    features: RunFeatures | None = None,
     identity: dict[str, Any] | None = None,
     interruption: Interruption | None = None,
 ) -> AriaTrainer:
@@ -262,7 +273,7 @@ def build_trainer(
     trainer = AriaTrainer(
         model,
         build_arguments(recipe, run),
-        build_collator(recipe, material),
+        build_collator(recipe, material, features=features.stored if features else None),
         rows=RowCounts(len(material.train_rows.plans), len(material.eval_rows.plans)),
         order=EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed),
         processor=material.processor,

@@ -94,6 +94,11 @@ LAYERS: dict[str, Layer] = {
         knows=("data", "model", "tiny", "staging", "redaction", "errors"),
         never=frozenset({"trl", "datasets"}),
     ),
+    "features": Layer(
+        ("features",),
+        knows=("checkpoint", "data", "data_formats", "media", "model", "provenance", "staging", "errors"),
+        never=frozenset({"transformers", "peft", "trl", "datasets", "bitsandbytes"}),
+    ),
     "run_folder": Layer(("run_folder",), knows=("staging", "redaction", "errors"), never=TRAINING_STACK),
     "progress": Layer(("progress",), knows=("run_folder", "errors"), never=frozenset({"trl"})),
     "planner": Layer(("planner",), knows=("model", "errors"), never=HEAVY),
@@ -141,11 +146,12 @@ LAYERS: dict[str, Layer] = {
         ("trainer",), knows=("adapter", "checkpoint", "data", "interruption", "memory", "model", "staging", "errors")
     ),
     "training": Layer(
-        ("training", "run_report", "disk_need"),
+        ("training", "run_report", "disk_need", "feature_cache"),
         knows=(
             *RUNS,
             "advice",
             "checkpoint",
+            "features",
             "interruption",
             "layer_progress",
             "provenance",

@@ -36,7 +36,9 @@ def require_space(folder: Path, needed: int, what: str, fix: str) -> None:
     free = free_bytes(folder)
     if needed > free:
         raise UserError(
-            f"{what} needs {_shown(needed)}, and {_shown(free)} are free on its disk", where=str(folder), fix=fix
+            f"{what} needs {shown_bytes(needed)}, and {shown_bytes(free)} are free on its disk",
+            where=str(folder),
+            fix=fix,
         )
 
 
@@ -53,8 +55,8 @@ def explain_full_disk(folder: Path, needed: int, what: str, fix: str) -> Iterato
         if not is_disk_full(error):
             raise
         raise UserError(
-            f"the disk ran full while {what} was written: it needs {_shown(needed)}, "
-            f"{_shown(free_bytes(folder))} are free",
+            f"the disk ran full while {what} was written: it needs {shown_bytes(needed)}, "
+            f"{shown_bytes(free_bytes(folder))} are free",
             where=str(folder),
             fix=fix,
         ) from error
@@ -72,5 +74,6 @@ def folder_bytes(folder: Path, suffixes: Collection[str]) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
 
 
-def _shown(count: int) -> str:
+def shown_bytes(count: int) -> str:
+    """A number of bytes as messages have it, in MiB too."""
     return f"{count / MIB:,.1f} MiB ({count:,} bytes)"

@@ -6,11 +6,13 @@ Knows records and plans. Knows nothing of the model; the order of rows depends o
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from aria_finetune.conversion import SHOWN_REJECTS, ConversionOptions, Reject, is_dataset, read_dataset, read_records
@@ -253,6 +255,22 @@ class EpochOrder:
         random.Random(f"{self.seed}:source:{number}").shuffle(deck)  # noqa: S311 (a seeded order)
         start = self.epoch * count
         return [deck[position % len(deck)] for position in range(start, start + count)]
+
+
+def rows_of_updates(order: EpochOrder, updates: int, rows_per_update: int) -> list[int]:
+    """Sorted numbers of the rows that the first `updates` optimizer steps come to; changes the epoch of `order`.
+
+    The last step of an epoch takes what is left of its rows.
+    """
+    updates_per_epoch = math.ceil(len(order) / rows_per_update)
+    every = sum(map(len, order.spans))
+    rows: set[int] = set()
+    for epoch in range(math.ceil(updates / updates_per_epoch)):
+        order.set_epoch(epoch)
+        rows.update(islice(order, (updates - epoch * updates_per_epoch) * rows_per_update))
+        if len(rows) == every:
+            break
+    return sorted(rows)
 
 
 def _share(span: range, weight: float) -> int:

@@ -25,13 +25,21 @@ from transformers import (
 from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
 
 from aria_finetune.errors import UserError
+from aria_finetune.model.absent import Part, leave_out
 from aria_finetune.model.components import components
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.filling import empty_aria, fillings, places
 from aria_finetune.model.holding import Holding
 from aria_finetune.model.host_embedding import hold_embedding_on_host
 from aria_finetune.model.host_experts import connect_experts, put_on_host
-from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, disk_name, memory_name, open_checkpoint
+from aria_finetune.model.hub_layout import (
+    INDEX,
+    CheckpointSettings,
+    HubCheckpoint,
+    disk_name,
+    memory_name,
+    open_checkpoint,
+)
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, quantize_linear, unquantised_experts
 from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, packed_shapes, state_of, stored_hashes
 from aria_finetune.model.parts import Component
@@ -69,6 +77,7 @@ def load_model(
     device: str = "cpu",
     implementation: str = "grouped_mm",
     holding: Holding | None = None,
+    without: Part | None = None,
     watch: Watch | None = None,
 ) -> LoadedModel:
     """Load an Aria checkpoint straight onto `device`, all weights frozen.
@@ -85,6 +94,7 @@ def load_model(
         device: `cpu` or `cuda`.
         implementation: how the routed experts are computed, `grouped_mm`, `eager` or `lean`.
         holding: how the parts are held that can be held in more than one way; plainly, if it is left out.
+        without: a part whose weights must be in the checkpoint, but are not read.
         watch: is told how many decoder layers are loaded, and of how many.
 
     Raises:
@@ -106,12 +116,15 @@ def load_model(
     if experts == "nf4":
         prepare_for_nf4(model, dtype, head=holding.lm_head == "nf4")
     check_complete(model, checkpoint, packed=packed)
+    if without is not None:
+        leave_out(model, without)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     count = _LayerCount(model, checkpoint, watch)
     (_take if packed else _fill)(model, checkpoint, device, dtype, holding, count)
-    model.tie_weights()
+    if without != "decoder":
+        model.tie_weights()
     if holding.embedding == "host":
         hold_embedding_on_host(model)
     if holding.experts == "host":
@@ -307,3 +320,9 @@ def _check_quantised(model: AriaForConditionalGeneration) -> None:
             f"{len(dense)} routed-expert tensor(s) are not NF4 although model.experts is nf4, such as {dense[0]}",
             fix="report this with your versions (aria-finetune doctor); model.experts: bf16 loads them dense",
         )
+
+
+def hidden_size(checkpoint: CheckpointSettings) -> int:
+    """Width of the decoder, and so of image features."""
+    width: int = AriaConfig.from_pretrained(checkpoint.folder).text_config.hidden_size
+    return width

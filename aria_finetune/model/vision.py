@@ -13,7 +13,10 @@ from transformers import AriaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 TILES_AT_A_TIME = {490: 4, 980: 1}
-"""By tile side in pixels. The projector's attention over several 980-px tiles would take gigabytes."""
+"""By tile side in pixels, on a GPU. The projector's attention over several 980-px tiles would take gigabytes.
+
+On a CPU it is one of any size: in bf16 its features would depend on the tiles beside it, and with them on the batch.
+"""
 _MEAN = _DEVIATION = 0.5
 
 
@@ -22,18 +25,23 @@ def image_features(model: AriaForConditionalGeneration, batch: Mapping[str, torc
 
     Args:
         model: Aria, without an adapter around it.
-        batch: what the collator made: `pixels_N`, `extents_N` for tile sides N of 490 and 980, and `tile_order`.
+        batch: what the collator made: `pixels_N`, `extents_N` for tile sides N of 490 and 980, and `tile_order`; or
+            `features` that were computed before.
 
     Returns:
         (1, image tokens, hidden) in the dtype of the vision tower, or None for a batch without pictures.
     """
     if "tile_order" not in batch:
         return None
+    if "features" in batch:
+        return batch["features"][None]
     features: list[torch.Tensor] = []
     with torch.no_grad():
         for size, count in TILES_AT_A_TIME.items():
             if f"pixels_{size}" in batch:
-                features += _encode(model, batch[f"pixels_{size}"], batch[f"extents_{size}"], count)
+                pixels = batch[f"pixels_{size}"]
+                together = 1 if pixels.device.type == "cpu" else count
+                features += _encode(model, pixels, batch[f"extents_{size}"], together)
     return torch.cat([features[index] for index in batch["tile_order"].tolist()])[None]
 
 

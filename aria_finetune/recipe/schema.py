@@ -28,7 +28,14 @@ Target = Literal["attention", "router"]
 Tracker = Literal["tensorboard", "wandb", "none"]
 
 UNSUPPORTED_TARGETS = ("shared_experts", "experts", "projector", "vision")
-"""Parts of Aria that `lora.targets` knows by name but can't adapt yet."""
+"""Parts of Aria that `lora.targets` knows by name but can't adapt yet.
+
+With `projector` or `vision` among the targets, image features change with every update: `data.cache_image_features` must
+then be refused, and the vision weights be loaded in any case.
+"""
+_SWITCHES = {"", "true", "false", "yes", "no", "on", "off", "y", "n", "none", "null"}
+FEATURE_FOLDER = "image-features"
+"""Beside the run's folder, so that all runs in a folder share it, and a run that is replaced or never begins leaves it."""
 
 
 def as_sources(value: object) -> tuple[Any, ...]:
@@ -57,6 +64,13 @@ def _supported_target(value: object) -> object:
     if isinstance(value, str) and value in UNSUPPORTED_TARGETS:
         raise ValueError(f"{value} is a part of Aria that can't be trained yet; choose from attention, router")
     return value
+
+
+def _switch_or_folder(value: object) -> object:
+    """Words that mean a switch elsewhere would otherwise name folders."""
+    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() not in _SWITCHES):
+        return value
+    raise ValueError("must be true, false, or a folder")
 
 
 def _steps_or_unlimited(value: int) -> int:
@@ -130,7 +144,9 @@ class DataSection(Section):
     `image_size` is the longer side in pixels, `max_tokens` the length of a row with its image tokens, `num_frames`
     the frames of a video whose row names no number, `max_pixels` the largest image that is decoded. `on_bad_media` says
     what becomes of a row whose media can't be used any more when it is its turn, `media_timeout` how many seconds the
-    decoding of one image or one video may take.
+    decoding of one image or one video may take. `cache_image_features` computes what the vision tower makes of every
+    picture before the first step and keeps it on the disk, True in a folder beside the run's, a text in the folder that
+    it names; `cache_limit_gib` is the most that may lie in that folder.
     """
 
     train: Annotated[Sources, Field(min_length=1)]
@@ -147,6 +163,8 @@ class DataSection(Section):
     max_pixels: Count = 64_000_000
     on_bad_media: Literal["fail", "skip"] = "fail"
     media_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    cache_image_features: Annotated[bool | str, BeforeValidator(_switch_or_folder)] = False
+    cache_limit_gib: Positive = 100.0
 
     @property
     def has_eval(self) -> bool:
@@ -272,6 +290,14 @@ class Recipe(Section):
     def output_dir(self) -> Path:
         """The run's folder."""
         return Path(self.output.dir).expanduser() if self.output.dir else Path("runs") / self._file.stem
+
+    @property
+    def feature_folder(self) -> Path | None:
+        """Where image features are kept, if they are."""
+        cache = self.data.cache_image_features
+        if isinstance(cache, bool):
+            return self.output_dir.parent / FEATURE_FOLDER if cache else None
+        return Path(cache).expanduser()
 
     @property
     def bf16(self) -> bool:

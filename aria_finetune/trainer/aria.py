@@ -35,7 +35,7 @@ from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is
 from aria_finetune.trainer.packed_head import PackedHeadModel, has_packed_head
 from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
 
-TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order")
+TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order", "features")
 
 OVER_SESSIONS = ("train_samples_per_second", "train_steps_per_second", "total_flos")
 """What the Trainer would log at the end: all steps of a run over the seconds of its last session."""

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import BadRow, Collator
+from aria_finetune.data.pictures import Showing
 from aria_finetune.data.rows import Viewing, plan_row
 from aria_finetune.data.tiles import fit_tile, make_tiles
 from aria_finetune.errors import UserError
@@ -60,7 +61,7 @@ def collator(letter_chat, make_record):
         ]
         prompts = options.get("generation", False)
         plans = [plan_row(record, shown, letter_chat, generation=prompts) for record in records]
-        return Collator(plans, letter_chat, PAD, split_images=shown.split_images, **options)
+        return Collator(plans, letter_chat, PAD, showing=Showing(shown.split_images), **options)
 
     return made
 
@@ -267,11 +268,11 @@ class TestChangedFiles:
         assert "media_unreadable" in self.refusal(made, 2).message
 
     def test_an_image_above_the_limit_of_the_run(self, made):
-        made.image_limits = ImageLimits(max_pixels=599)
+        made.showing = replace(made.showing, image_limits=ImageLimits(max_pixels=599))
         assert "media_too_large" in self.refusal(made, 1).message
 
     def test_a_collator_that_splits_otherwise_than_the_plan(self, made):
-        made.split_images = True
+        made.showing = replace(made.showing, split_images=True)
         assert self.refusal(made, 1).where == "train.jsonl:1"
 
     def test_other_rows_are_not_touched(self, made, tmp_path: Path):

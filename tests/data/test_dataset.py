@@ -20,6 +20,7 @@ from aria_finetune.data.dataset import (
     as_prompts,
     hold_out,
     load_rows,
+    rows_of_updates,
     write_rejects,
 )
 from aria_finetune.data.rows import Viewing, plan_row
@@ -277,6 +278,19 @@ class TestEpochOrder:
             seen = Counter(chain(*epochs(order, 4, start)))
             assert [seen[row] for row in range(8)] == [1] * 8
             assert [seen[row] for row in range(12, 16)] == [9] * 4
+
+    @pytest.mark.parametrize(("batch", "accumulation"), [(1, 1), (2, 3), (5, 4), (3, 1), (64, 2)])
+    def test_the_rows_of_some_updates(self, batch, accumulation):
+        """Against the micro-batches of each epoch, grouped as the Trainer groups them."""
+        reached, expected = set(), [set()]
+        for rows in epochs(EpochOrder(self.SPANS, self.WEIGHTS, seed=3), 5):
+            batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+            for start in range(0, len(batches), accumulation):
+                reached.update(chain(*batches[start : start + accumulation]))
+                expected.append(set(reached))
+        for updates, rows in enumerate(expected):
+            order = EpochOrder(self.SPANS, self.WEIGHTS, seed=3)
+            assert rows_of_updates(order, updates, batch * accumulation) == sorted(rows), updates
 
     def test_length(self):
         order = EpochOrder(self.SPANS, self.WEIGHTS, seed=3)

@@ -16,6 +16,7 @@ from PIL import Image
 from aria_finetune.conversion import ConversionOptions, convert
 from aria_finetune.data.collation import Collator
 from aria_finetune.data.dataset import DataSource, load_rows
+from aria_finetune.data.pictures import Showing
 from aria_finetune.data.rows import VISION_TOKENS, Viewing
 from aria_finetune.errors import TooManyRejects
 from aria_finetune.media.images import ImageLimits
@@ -80,7 +81,7 @@ def conversation(kind: str, name: str) -> dict[str, object]:
 def batch_of(data: Path, viewing: Viewing, chat, tmp_path: Path) -> tuple[dict, int]:
     """The batch of the only row, and how many tokens the text alone has."""
     rows = load_rows([DataSource(data)], viewing, chat, media_store=tmp_path / "store", max_pixels=PIXELS**2)
-    made = Collator(rows.plans, chat, 2, image_limits=ImageLimits(max_pixels=PIXELS**2))([{"row": 0}])
+    made = Collator(rows.plans, chat, 2, showing=Showing(image_limits=ImageLimits(max_pixels=PIXELS**2)))([{"row": 0}])
     assert made["input_ids"].shape[1] == rows.plans[0].tokens
     return made, sum(VISION_TOKENS[sight.tile] * sight.tiles for sight in rows.plans[0].sights)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,25 @@ from forking import Forkery
 def forkery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forkery]:
     with Forkery(tmp_path_factory.mktemp("said")) as forkery:
         yield forkery
+
+
+MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$0" && shift && exec "$@"'
+
+
+@pytest.fixture(scope="module")
+def mount_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], tuple[Forkery, Path, Path]]]:
+    """A process that sees a real disk of some bytes, the folder where it sees it, and the same folder as we see it."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets us mount nothing")
+    with ExitStack() as stack:
+
+        def mount(size: int) -> tuple[Forkery, Path, Path]:
+            disk = tmp_path_factory.mktemp("disk")
+            prefix = ["unshare", "-rm", "sh", "-c", MOUNT, str(disk), str(size)]
+            forkery = stack.enter_context(Forkery(tmp_path_factory.mktemp("said"), prefix))
+            return forkery, disk, Path(f"/proc/{forkery.pid}/root") / disk.relative_to("/")
+
+        yield mount
 
 
 @pytest.fixture(scope="session")

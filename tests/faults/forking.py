@@ -182,10 +182,13 @@ def moment(name: str) -> tuple[Any, str]:
     from aria_finetune import training
     from aria_finetune.checkpoint import sealing
     from aria_finetune.checkpoint.state import TrainingState
+    from aria_finetune.features import store
     from aria_finetune.trainer import AriaTrainer
 
     return {
         "reading rows": (training, "show_rows"),
+        "storing features": (store.FeatureStore, "write"),
+        "syncing features": (store, "sync"),
         "loading": (training, "build_model"),
         "accumulation": (AriaTrainer, "training_step"),
         "update": (AriaTrainer, "_get_grad_norm"),

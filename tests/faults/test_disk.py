@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,13 @@ from forking import Forkery
 
 from aria_finetune.checkpoint.retention import newest_sealed
 
-MOUNT = 'mount -t tmpfs -o size="$1" tmpfs "$0" && shift && exec "$@"'
 SMALL_BYTES = 12 * 2**20
 
 
 @pytest.fixture(scope="module")
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Forkery, Path, Path]]:
-    """A process that sees a real disk of 12 MiB, the folder where it sees it, and the same folder as we see it."""
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets us mount nothing")
-    disk = tmp_path_factory.mktemp("disk")
-    prefix = ["unshare", "-rm", "sh", "-c", MOUNT, str(disk), str(SMALL_BYTES)]
-    with Forkery(tmp_path_factory.mktemp("said"), prefix) as forkery:
-        yield forkery, disk, Path(f"/proc/{forkery.pid}/root") / disk.relative_to("/")
+def small_disk(mount_disk: Callable[[int], tuple[Forkery, Path, Path]]) -> tuple[Forkery, Path, Path]:
+    """One of 12 MiB."""
+    return mount_disk(SMALL_BYTES)
 
 
 def test_a_disk_that_fills_up_costs_no_checkpoint(

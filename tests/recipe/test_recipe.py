@@ -93,6 +93,39 @@ def test_bad_media_and_the_time_they_may_take(load: Any, problems: Any) -> None:
     assert "must be at most 86400" in "\n".join(problems(MINIMAL, "data.media_timeout=86401"))
 
 
+@pytest.mark.parametrize(
+    ("written", "folder"),
+    [
+        ("false", None),
+        ("true", Path("a/image-features")),
+        ("/big/features", Path("/big/features")),
+        ("~/features", Path("~/features").expanduser()),
+    ],
+)
+def test_where_image_features_are_kept(load: Any, written: str, folder: Path | None) -> None:
+    recipe = load(MINIMAL, f"data.cache_image_features={written}", "output.dir=a/run")
+    assert recipe.feature_folder == folder
+
+
+def test_image_features_are_not_kept_unless_asked_for(load: Any, problems: Any) -> None:
+    assert load().feature_folder is None
+    assert load().data.cache_limit_gib == 100
+    assert load(MINIMAL, "data.cache_limit_gib=0.5").data.cache_limit_gib == 0.5
+    assert "data.cache_limit_gib" in "\n".join(problems(MINIMAL, "data.cache_limit_gib=0"))
+
+
+@pytest.mark.parametrize("written", ["3", "", "yes", "Off", "[a]", "'true'", "' '"])
+def test_a_switch_that_is_none_is_not_taken_for_a_folder(problems: Any, written: str) -> None:
+    (problem,) = problems(MINIMAL, f"data.cache_image_features={written}")
+    assert "data.cache_image_features: must be true, false, or a folder (you wrote" in problem
+
+
+@pytest.mark.parametrize("target", ["projector", "vision"])
+def test_features_of_a_part_that_is_trained_are_never_kept(problems: Any, target: str) -> None:
+    """None of them can be trained yet; when one can, its features change with every update."""
+    assert problems(MINIMAL, f"lora.targets=[{target}]", "data.cache_image_features=true")
+
+
 def test_an_empty_section_is_all_defaults(load: Any) -> None:
     assert load(f"{MINIMAL}lora:\ntrain:\n  # seed: 1\n").dump() == load().dump()
 

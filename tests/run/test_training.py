@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from run_values import steady_metrics
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
@@ -75,6 +76,27 @@ def test_a_run_leaves_adapter_report_metrics_and_picture(make_recipe: Callable[.
     assert AutoProcessor.from_pretrained(run / "adapter").tokenizer.image_token_id == 9
     assert (run / "checkpoint-2" / "adapter_model.safetensors").is_file()
     assert not list(run.rglob("*.pt")) + list(run.rglob("*.bin")) + list(run.rglob("*.pth")), "no pickle is written"
+
+
+def test_data_without_pictures_leave_the_vision_weights_unread(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [line for line in (DATA / "chat.jsonl").read_text().splitlines() if "image" not in line]
+    assert len(lines) == 4
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    text = (f"data.train=[{{path: {tmp_path}/text.jsonl}}]", f"data.eval={tmp_path}/text.jsonl", "train.max_steps=2")
+    run = train(make_recipe(*text, name="without"), quiet()[0])
+    parts = {part["name"] for part in json.loads((run / "run.json").read_text())["components"]}
+    assert "attention" in parts
+    assert not parts & {"vision tower", "projector"}
+    monkeypatch.setattr("aria_finetune.material.Material.has_pictures", property(lambda _: True))
+    other = train(make_recipe(*text, name="with"), quiet()[0])
+    assert {"vision tower", "projector"} < {
+        part["name"] for part in json.loads((other / "run.json").read_text())["components"]
+    }
+    adapters = [(one / "adapter/adapter_model.safetensors").read_bytes() for one in (run, other)]
+    assert adapters[0] == adapters[1]
+    assert steady_metrics(run) == steady_metrics(other)
 
 
 def test_the_base_of_a_tiny_run_is_named_from_the_folder_it_was_started_in(

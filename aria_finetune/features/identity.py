@@ -1,0 +1,134 @@
+"""What stored features are known by: the bytes of the media file, what is shown of it and how, and what computed them.
+
+All of it is known before anything is decoded. Knows nothing of where features are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from aria_finetune.data.decoding_process import HASHED_BYTES
+from aria_finetune.data.pictures import Showing
+from aria_finetune.data.rows import Sight
+from aria_finetune.data_formats.record import Media
+from aria_finetune.errors import MediaError
+from aria_finetune.media.paths import require_regular_file
+from aria_finetune.model.hub_layout import HubCheckpoint
+from aria_finetune.provenance import fingerprint_objects, hash_file
+
+RULES = 1
+"""Of how a file becomes tiles, and tiles features. To be raised with every change of either."""
+PACKAGES = ("torch", "transformers", "pillow", "av", "pypdfium2")
+"""Those that decode, and those that compute."""
+WEIGHTS = ("vision_tower.", "multi_modal_projector.")
+"""How the names of the tower's and the projector's weights start on disk."""
+CONFIGURED = ("vision_config", "vision_feature_layer", "projector_patch_to_query_dict")
+HASHERS = 4
+
+Watch = Callable[[int, int], None]
+"""Takes how many are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes when a file is written to or replaced."""
+
+    inode: int
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
+class HashedFile:
+    """A file's SHA-256, and its stamp from before it was read."""
+
+    sha256: str
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
+class FeatureKeys:
+    """Names the features of pictures.
+
+    `encoder` is what `encoder_identity` gives, `showing` how pictures become tiles, `files` the hashed media by path.
+    """
+
+    encoder: str
+    showing: Showing
+    files: Mapping[str, HashedFile]
+
+    def of(self, media: Media, sight: Sight) -> str | None:
+        """64 hexadecimal digits; None for a file that could not be read, or is not the one that was converted."""
+        file = self.files.get(media.path or "")
+        if file is None or (media.sha256 and file.sha256 != media.sha256 and file.stamp.size <= HASHED_BYTES):
+            return None
+        how: tuple[object, ...]
+        if sight.page is not None:
+            how = ("page", sight.page)
+        elif sight.time is not None:
+            how = ("frame", sight.time, self.showing.video_limits)
+        else:
+            # The size that the row was planned with: what is stored was checked against it.
+            size = (media.width, media.height)
+            how = ("image", size, self.showing.split_images, self.showing.image_limits)
+        return fingerprint_objects([(self.encoder, file.sha256, sight.tile, sight.tiles, how)])
+
+
+def encoder_identity(checkpoint: HubCheckpoint, dtype: torch.dtype, device: str) -> str:
+    """64 hexadecimal digits over the weights of tower and projector, and all else that decides what comes out of them.
+
+    Every byte of these weights is read; it does not matter which file they are in, or what the decoder's are. `device`
+    is `cuda` or `cpu`, whose results differ by rounding.
+    """
+    versions = {name: version(name) for name in PACKAGES}
+    settings = {name: checkpoint.config.get(name) for name in CONFIGURED}
+    digest = hashlib.sha256(json.dumps([RULES, versions, str(dtype), device, settings], sort_keys=True).encode())
+    for name in sorted(name for name in checkpoint.stored if name.startswith(WEIGHTS)):
+        tensor = checkpoint.read(name).contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def hash_files(paths: Collection[str], watch: Watch) -> dict[str, HashedFile]:
+    """Read files through; those that can't be read, or have a link in their path by now, are left out."""
+    hashed: dict[str, HashedFile] = {}
+    with ThreadPoolExecutor(HASHERS) as pool:
+        try:
+            for done, (path, file) in enumerate(zip(paths, pool.map(_hashed, paths), strict=True), start=1):
+                if file is not None:
+                    hashed[path] = file
+                watch(done, len(paths))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return hashed
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of a file as it is now, if it is there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _hashed(path: str) -> HashedFile | None:
+    stamp = stamp_of(Path(path))
+    if stamp is None or os.path.realpath(path) != path:
+        return None
+    try:
+        require_regular_file(Path(path))
+        return HashedFile(hash_file(Path(path)), stamp)
+    except (OSError, MediaError):
+        return None
