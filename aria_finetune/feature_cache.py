@@ -19,7 +19,6 @@ from aria_finetune.checkpoint.space import explain_full_disk, shown_bytes
 from aria_finetune.data.dataset import EpochOrder, rows_of_updates
 from aria_finetune.data.decoding import Decoder
 from aria_finetune.data.pictures import Pictures
-from aria_finetune.disk_need import planned_steps
 from aria_finetune.errors import UserError
 from aria_finetune.features.filling import Wanted, file_bytes, fill
 from aria_finetune.features.identity import FeatureKeys, encoder_identity, hash_files
@@ -31,6 +30,7 @@ from aria_finetune.model.loading import hidden_size
 from aria_finetune.model.settings import vision_tokens
 from aria_finetune.model.vision import image_features
 from aria_finetune.recipe import Recipe
+from aria_finetune.run_size import planned_steps, updates_per_epoch
 from aria_finetune.trainer.aria import deterministic
 
 
@@ -128,7 +128,7 @@ def _rows_to_come(recipe: Recipe, material: Material) -> list[int]:
     train, trained = recipe.train, material.train_rows
     order = EpochOrder(trained.spans, trained.weights, train.seed)
     rows_per_update = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    updates = planned_steps(recipe, -(-len(order) // rows_per_update))
+    updates = planned_steps(recipe, updates_per_epoch(recipe, len(order)))
     evaluated = len(material.eval_rows.plans) if recipe.eval_strategy != "no" else 0
     start = len(trained.plans)
     return [*rows_of_updates(order, updates, rows_per_update), *range(start, start + evaluated)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from pathlib import Path
 
 GIB = 2**30
+STATUS = Path("/proc/self/status")
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -16,8 +18,43 @@ def peak_memory_gib(device: str) -> float:
         import torch  # noqa: PLC0415 (more than a second that whoever only asks of the host need not wait)
 
         return torch.cuda.max_memory_allocated() / GIB
+    return _highest_resident() / GIB
+
+
+class MemoryMeter:
+    """How far the memory of this process rises above what it holds when the meter is made.
+
+    On a GPU that is what torch allocates. On Linux it is what no file backs: the highest resident size less the mapped
+    files, which only grow, so that code and mapped weights don't count. Elsewhere it is the resident size.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        held = _status()
+        self._before = held.get("RssAnon", _highest_resident())
+
+    def peak_gib(self) -> float:
+        """The peak so far, in GiB."""
+        if self._device == "cuda":
+            return peak_memory_gib("cuda")
+        now = _status()
+        highest = now["VmHWM"] - now["RssFile"] if "RssFile" in now else _highest_resident()
+        return max(highest - self._before, 0) / GIB
+
+
+def _status() -> dict[str, int]:
+    """Bytes of every kind that Linux counts for this process; empty where there is no /proc."""
+    try:
+        lines = STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): int(count) * 1024 for name, count, _ in fields}
+
+
+def _highest_resident() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def is_out_of_memory(error: BaseException) -> bool:

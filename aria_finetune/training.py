@@ -27,17 +27,21 @@ from aria_finetune.data.begun import read_begun_rows, write_begun_rows
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
-from aria_finetune.disk_need import DISK_REMEDY, check_space, checkpoint_bytes
+from aria_finetune.disk_need import DISK_REMEDY, check_space
 from aria_finetune.errors import UserError
 from aria_finetune.feature_cache import RunFeatures, check_feature_folder, run_features
 from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.layer_progress import LayerProgress
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
+from aria_finetune.memory import MemoryMeter
 from aria_finetune.model.absent import Part
 from aria_finetune.model.loading import Watch
-from aria_finetune.model.lora import LoraPlan, add_lora
+from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora
 from aria_finetune.model.offloading import LayerInputs
 from aria_finetune.model.parts import Component
+from aria_finetune.planning import outlook_of_run, refuse_unfit
+from aria_finetune.planning.page import show_expectation
+from aria_finetune.planning.setup import Rows
 from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
 from aria_finetune.resumption import Start, check_identity, find_start, identify
@@ -54,6 +58,8 @@ from aria_finetune.run_folder import (
     resume_run_folder,
 )
 from aria_finetune.run_report import describe_result, describe_run
+from aria_finetune.run_size import checkpoint_bytes
+from aria_finetune.sources import build_viewing
 from aria_finetune.staging import staged_folder, sync, sync_tree
 from aria_finetune.summary import draw_losses, show_base, show_components, show_result, show_rows
 from aria_finetune.trainer import AriaTrainer, EarlyStopping, Keeping, NumberGuard, RowCounts, SkippedRows, Watching
@@ -61,6 +67,8 @@ from aria_finetune.trainer import AriaTrainer, EarlyStopping, Keeping, NumberGua
 INLINE_MEDIA = "media"
 """Folder of a run for pictures that its data hold inline (data URIs)."""
 FINISHED = "finished"
+PLAN_ERROR = 0.1
+"""By how much of the memory a plan may be above it before a run is refused."""
 
 
 def train(recipe: Recipe, console: Console, *, resume: bool = False, interruption: Interruption | None = None) -> Path:
@@ -95,7 +103,7 @@ def _folder(recipe: Recipe, *, resume: bool) -> AbstractContextManager[RunFolder
 
 
 def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interruption: Interruption) -> None:
-    began = time.monotonic()
+    began, memory = time.monotonic(), MemoryMeter(choose_device(recipe))
     skips = start.checkpoint is not None and recipe.data.on_bad_media == "skip"
     begun = read_begun_rows(run.path / ROWS_FILE) if skips else None
     material = prepare(recipe, run.path / INLINE_MEDIA, begun=begun)
@@ -104,6 +112,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
     identity = identify(recipe, material)
     if start.checkpoint:
         check_identity(start.values["identity"], identity, start.checkpoint, console)
+    expected = expect(recipe, material, console)
     with run_features(recipe, material, console) as features:
         unused: Part | None = None if material.has_pictures and features is None else "vision"
         with (
@@ -118,6 +127,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
         )
         check_space(recipe, run, trainer)
         description = describe_run(recipe, material, parts, start)
+        description["plan"] = expected
         if features is not None:
             description["image_features"] = features.describe()
         with interruption.deferred():
@@ -137,8 +147,24 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
                 write_adapter(trainer, run)
                 metrics = run.entries(METRICS_FILE)
                 draw_losses(metrics, run.path / PICTURE_FILE)
-                run.write({"status": FINISHED, **description, **describe_result(trainer, metrics, began)})
+                result = describe_result(trainer, metrics, began)
+                measured = {"peak_gib": memory.peak_gib(), "flops": expected["flops"]}
+                run.write({"status": FINISHED, **description, **result, "measured": measured})
     show_result(run, time.monotonic() - began, console)
+
+
+def expect(recipe: Recipe, material: Material, console: Console) -> dict[str, Any]:
+    """What the run is expected to take, said in a line and as `run.json` keeps it.
+
+    Raises:
+        UserError: it can't fit, by more than plans are off.
+    """
+    rows = Rows(material.train_rows, material.eval_rows, build_viewing(recipe, material.checkpoint), material.chat)
+    outlook, last = outlook_of_run(recipe, material.checkpoint, rows)
+    refuse_unfit(outlook, tolerance=PLAN_ERROR)
+    promise = outlook.promise(last)
+    show_expectation(outlook, last, console)
+    return promise
 
 
 @contextmanager
@@ -278,11 +304,20 @@ def build_trainer(
         order=EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed),
         processor=material.processor,
         watching=Watching(guard, skipped, interruption or Interruption(), progress.say),
-        keeping=Keeping(recipe.train.save_total_limit, identity or {}, checkpoint_bytes(model, material), companions),
+        keeping=Keeping(
+            recipe.train.save_total_limit,
+            identity or {},
+            checkpoint_bytes(_adapter_bytes(model), material.checkpoint.folder),
+            companions,
+        ),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _adapter_bytes(model: PeftModel) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in adapter_state(model).values())
 
 
 def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:

@@ -102,6 +102,7 @@ LAYERS: dict[str, Layer] = {
     "run_folder": Layer(("run_folder",), knows=("staging", "redaction", "errors"), never=TRAINING_STACK),
     "progress": Layer(("progress",), knows=("run_folder", "errors"), never=frozenset({"trl"})),
     "planner": Layer(("planner",), knows=("model", "errors"), never=HEAVY),
+    "run_size": Layer(("run_size",), knows=("checkpoint", "recipe"), never=TRAINING_STACK),
     "planning": Layer(
         ("planning",),
         knows=(
@@ -114,6 +115,7 @@ LAYERS: dict[str, Layer] = {
             "model",
             "planner",
             "recipe",
+            "run_size",
             "sources",
             "errors",
         ),
@@ -154,8 +156,12 @@ LAYERS: dict[str, Layer] = {
             "features",
             "interruption",
             "layer_progress",
+            "planner",
+            "planning",
             "provenance",
             "resumption",
+            "run_size",
+            "sources",
             "staging",
             "trainer",
         ),

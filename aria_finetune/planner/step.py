@@ -17,13 +17,15 @@ from aria_finetune.planner.resident import FLOAT32, Adapter, Holding, adapter_by
 
 Device = Literal["cpu", "cuda"]
 Implementation = Literal["lean", "grouped_mm", "eager"]
-PhaseName = Literal["loading", "vision", "loss", "backward", "optimizer", "evaluation"]
+PhaseName = Literal["filling", "loading", "vision", "loss", "backward", "optimizer", "evaluation"]
 
 MIB = 2**20
 TILE_ROWS, TILE_COLUMNS = 4096, 32768
 """Positions and vocabulary entries whose logits are there at a time (trl/kernels/chunked_logprob.py)."""
 READ_AHEAD_BYTES = 8 * 32 * MIB
 """Pieces of tensors on their way while a model is loaded, of 32 MiB each at most."""
+TILES_AT_A_TIME = {490: 4, 980: 1}
+"""Tiles that go through the vision tower together on a GPU, by their side in pixels (model/vision.py)."""
 CUDA_CONTEXT = 512 * MIB
 """What a process takes on a card before its first tensor, with the workspaces of cuBLAS."""
 CPU_RUNTIME = 48 * MIB
@@ -56,13 +58,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run computes. `tiles_at_a_time` go through the vision tower together, by their side in pixels."""
+    """How a run computes. With `cached` features, what the vision tower makes of pictures is computed before it."""
 
     device: Device
     implementation: Implementation
     checkpointing: bool = True
     offloading: bool = False
-    tiles_at_a_time: Mapping[int, int] = field(default_factory=lambda: {490: 4, 980: 1})
+    cached: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class Setup:
             Phase("backward", {**trained, **batch, **self._layer(training)}),
             Phase("optimizer", {**trained, "update": adapter, "machine code": batch.get("machine code", 0)}),
         ]
-        if training.tiles and self.holding.vision:
+        if training.tiles and self.execution.cached:
+            phases.insert(0, self._filling(training))
+        elif training.tiles and self.holding.vision:
             phases.insert(1, Phase("vision", {**trained, **self._tower(training)}))
         if evaluation is not None:
             phases.append(Phase("evaluation", {**trained, **self._evaluation(evaluation)}))
@@ -215,13 +219,22 @@ class Setup:
             return round(2.5 * scales) + round(1.5 * expert * width) + linear
         return a.experts * round(1.5 * expert) * width + linear
 
-    def _tower(self, batch: Batch) -> dict[str, int]:
-        return {**self._batch(Batch(batch.rows, 0, 0, batch.tiles)), "tower": max(map(self._tile_bytes, batch.tiles))}
+    def _filling(self, batch: Batch) -> Phase:
+        """The vision tower and the projector alone, on every picture of the run."""
+        parts = model_components(self.architecture, Holding(width=self.holding.width))
+        model = sum(part.bytes for part in parts if part.name in ("vision tower", "projector"))
+        runtime = CUDA_CONTEXT if self.execution.device == "cuda" else CPU_RUNTIME
+        return Phase("filling", {"model": model, "runtime": runtime, **self._tower(batch)})
 
-    def _tile_bytes(self, tile: int) -> int:
+    def _tower(self, batch: Batch) -> dict[str, int]:
+        held = self._batch(Batch(batch.rows, 0, 0, batch.tiles))
+        return {**held, "tower": max(self._tile_bytes(tile, count) for tile, count in batch.tiles.items())}
+
+    def _tile_bytes(self, tile: int, there: int) -> int:
         """Every layer's hidden states are kept to the end; masks are spelled out for every pair of patches."""
         a, tower, width = self.architecture, self.architecture.vision, self.holding.width
-        count, patches = self.execution.tiles_at_a_time[tile], tower.patches(tile)
+        together = 1 if self.execution.device == "cpu" else TILES_AT_A_TIME.get(tile, 1)
+        count, patches = min(together, there), tower.patches(tile)
         states = (tower.layers + 1) * patches * tower.hidden * width
         layer = patches * (4 * tower.hidden + 2 * tower.width) * width
         masks = patches**2 * (1 + width)

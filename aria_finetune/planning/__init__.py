@@ -20,7 +20,7 @@ from aria_finetune.checkpoint.space import free_bytes
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.errors import UserError
 from aria_finetune.memory import memory_gib
-from aria_finetune.model.hub_layout import open_settings
+from aria_finetune.model.hub_layout import CheckpointSettings, open_settings
 from aria_finetune.model.settings import load_tokenizer
 from aria_finetune.planner.architecture import Architecture
 from aria_finetune.planner.cards import card_of, find_card
@@ -28,13 +28,13 @@ from aria_finetune.planner.rows import Bin, histogram, quantiles
 from aria_finetune.planning.knobs import Saving, fitting, savings
 from aria_finetune.planning.outlook import GIB, Machine, Outlook
 from aria_finetune.planning.past import PastRun, last_run
-from aria_finetune.planning.setup import Rows, steps
+from aria_finetune.planning.setup import Rows, epoch_rows, steps
 from aria_finetune.recipe import Recipe
+from aria_finetune.run_size import checkpoint_bytes, kept_saves, run_bytes, updates_per_epoch
 from aria_finetune.sources import RowReader, build_viewing
 
-__all__ = ["Machine", "Outlook", "Plan", "choose_machine", "make_plan", "refuse_unfit"]
+__all__ = ["Machine", "Outlook", "Plan", "choose_machine", "make_plan", "outlook_of_run", "refuse_unfit"]
 
-SPARE_BYTES = 2**20
 GPU_SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-ctrl")
 """What is there where a program can reach a GPU of NVIDIA: on Linux, in WSL, on Jetson."""
 PROBED = 1024
@@ -102,7 +102,8 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         rows = Rows(*RowReader(recipe, viewing, chat, Path(store)).training_and_evaluation(), viewing, chat)
     counted = time.monotonic() - began
     architecture = Architecture.from_config(settings.config)
-    outlook = Outlook(recipe, architecture, rows, machine)
+    mapped = machine.device == "cpu" and "quantization_config" in settings.config
+    outlook = Outlook(recipe, architecture, rows, machine, mapped)
     last = last_run(recipe.output_dir, base=settings.folder.name, device=machine.name)
     return Plan(
         outlook=outlook,
@@ -110,7 +111,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         longest_row=outlook.longest_row(),
         seconds=outlook.seconds(last),
         last=last,
-        disk=_disk(outlook),
+        disk=_disk(outlook, settings.folder),
         counting_seconds=counted,
     )
 
@@ -138,13 +139,22 @@ def choose_machine(recipe: Recipe, *, gpu_memory: float | None = None, card: str
     return Machine("cpu", "cpu", int(memory_gib("cpu") * GIB), _cpu_rate())
 
 
-def refuse_unfit(outlook: Outlook) -> None:
+def outlook_of_run(recipe: Recipe, settings: CheckpointSettings, rows: Rows) -> tuple[Outlook, PastRun | None]:
+    """What is to be expected of a run on this machine whose rows are planned already, and the last run like it."""
+    machine = choose_machine(recipe)
+    mapped = machine.device == "cpu" and "quantization_config" in settings.config
+    outlook = Outlook(recipe, Architecture.from_config(settings.config), rows, machine, mapped)
+    return outlook, last_run(recipe.output_dir, base=settings.folder.name, device=machine.name)
+
+
+def refuse_unfit(outlook: Outlook, *, tolerance: float = 0.0) -> None:
     """Stop before a long wait for weights that leave no room to train.
 
     Raises:
-        UserError: the peak is above the memory; it names the knobs that change that, the cheapest first.
+        UserError: the peak is above the memory by more than `tolerance` of it; it names the knobs that change that, the
+            cheapest first.
     """
-    if outlook.fits:
+    if outlook.peak.bytes <= (1 + tolerance) * outlook.machine.memory:
         return
     needed, there = outlook.peak.bytes / GIB, outlook.machine.memory / GIB
     knobs, lowered = fitting(outlook.recipe, outlook.machine.device, outlook.peak_of, outlook.machine.memory)
@@ -183,18 +193,16 @@ def _seconds(one: np.ndarray) -> float:
     return time.perf_counter() - began
 
 
-def _disk(outlook: Outlook) -> dict[str, int]:
-    """Bytes that checkpoints and the adapter will take at most, and what is free."""
-    adapter, _, state = outlook.adapter_bytes()
-    train = outlook.recipe.train
-    total = steps(outlook.recipe, outlook.rows)
-    saves = {"no": 1, "steps": max(-(-total // train.save_steps), 1), "epoch": max(int(train.num_train_epochs), 1)}
-    kept = min(saves[train.save_strategy], train.save_total_limit or saves[train.save_strategy])
-    one = adapter + state + SPARE_BYTES
+def _disk(outlook: Outlook, base: Path) -> dict[str, int]:
+    """Bytes that checkpoints, adapter and image features will take at most, and what is free."""
+    recipe = outlook.recipe
+    updates = updates_per_epoch(recipe, epoch_rows(recipe, outlook.rows))
+    one = checkpoint_bytes(outlook.adapter_bytes()[0], base)
     return {
         "checkpoint": one,
-        "needed": one * (kept + 1) + adapter + SPARE_BYTES,
-        "free": free_bytes(outlook.recipe.output_dir),
+        "run": run_bytes(one, kept_saves(recipe, updates)),
+        "image_features": 0 if recipe.feature_folder is None else outlook.feature_bytes(),
+        "free": free_bytes(recipe.output_dir),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,12 +40,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Outlook:
-    """A recipe on its rows, on a machine."""
+    """A recipe on its rows, on a machine. On a CPU the weights of a checkpoint that is NF4 already stay `mapped` files."""
 
     recipe: Recipe
     architecture: Architecture
     rows: Rows
     machine: Machine
+    mapped: bool = False
 
     @cached_property
     def setup(self) -> Setup:
@@ -74,13 +75,20 @@ class Outlook:
 
     @property
     def measurable_bytes(self) -> int:
-        """The peak as a run measures it: above the bare process, and on a GPU what torch has allocated."""
-        return self.peak.bytes - (self.peak.parts.get("runtime", 0) if self.machine.device == "cuda" else 0)
+        """The peak as a run measures it: above the bare process, without mapped files, on a GPU what torch has allocated."""
+        if self.machine.device == "cuda":
+            return self.peak.bytes - self.peak.parts.get("runtime", 0)
+        return max(phase.bytes - (self._mapped_bytes() if self.mapped else 0) for phase in self.phases)
+
+    def _mapped_bytes(self) -> int:
+        """Everything but the routers, which are read as fp32."""
+        parts = model_components(self.architecture, self.setup.holding)
+        return sum(part.bytes for part in parts if part.name != "router")
 
     def peak_of(self, recipe: Recipe) -> int:
         """The peak in bytes of another recipe on the same rows, shown as that one says."""
         rows = self.rows.under(recipe)
-        return Outlook(recipe, self.architecture, rows, self.machine).peak.bytes if rows.training.plans else 0
+        return replace(self, recipe=recipe, rows=rows).peak.bytes if rows.training.plans else 0
 
     def longest_row(self) -> int:
         """Tokens of the longest row, all in the loss, that fits as the recipe stands; 0 if none does."""
@@ -111,6 +119,13 @@ class Outlook:
     def adapter_bytes(self) -> tuple[int, int, int]:
         """Bytes of the adapter, its gradients and the optimizer's state."""
         return adapter_bytes(self.setup.adapter, self.architecture)
+
+    def feature_bytes(self) -> int:
+        """Of the features of all pictures, if none is shown twice."""
+        plans = [*self.rows.training.plans, *self.rows.evaluation.plans]
+        tokens = self.rows.viewing.vision_tokens
+        shown = sum(tokens[sight.tile] * sight.tiles for plan in plans for sight in plan.sights)
+        return shown * self.architecture.hidden * self.setup.holding.width
 
     def promise(self, last: PastRun | None = None) -> dict[str, Any]:
         """What `run.json` keeps of the plan, to be held against what is measured."""

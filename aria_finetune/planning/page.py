@@ -31,6 +31,19 @@ def show_plan(plan: Plan, console: Console) -> None:
         _show_last(plan.last, console)
 
 
+def show_expectation(outlook: Outlook, last: PastRun | None, console: Console) -> None:
+    """Print in a line or two what a run that begins is expected to take."""
+    seconds = outlook.seconds(last)
+    time = "" if seconds is None else f", about {_duration(seconds)} of training"
+    console.print(
+        f"expected: {outlook.peak.bytes / GIB:.2f} GiB of {outlook.machine.memory / GIB:.1f} at most "
+        f"({outlook.peak.name}){time}",
+        highlight=False,
+    )
+    if outlook.tight or not outlook.fits:
+        console.print("warning: that may not fit; `aria-finetune plan` names the keys that lower it", highlight=False)
+
+
 def _show_rows(plan: Plan, console: Console) -> None:
     rows = plan.outlook.rows
     for kind, these in (("training", rows.training), ("evaluation", rows.evaluation)):
@@ -132,8 +145,11 @@ def _show_time(plan: Plan, console: Console) -> None:
 
 
 def _show_disk(plan: Plan, console: Console) -> None:
+    features = plan.disk["image_features"]
+    cached = f", {features / 2**20:,.0f} MiB for image features" if features else ""
     console.print(
-        f"disk: {plan.disk['needed'] / 2**20:,.0f} MiB for checkpoints and adapter, {plan.disk['free'] / 2**20:,.0f} MiB free",
+        f"disk: {plan.disk['run'] / 2**20:,.0f} MiB for checkpoints and adapter{cached}; "
+        f"{plan.disk['free'] / 2**20:,.0f} MiB are free",
         highlight=False,
     )
 

@@ -22,6 +22,7 @@ from aria_finetune.planner.resident import Adapter, Holding
 from aria_finetune.planner.step import Batch, Device, Execution, Setup
 from aria_finetune.planner.work import Work, row_work
 from aria_finetune.recipe import Recipe
+from aria_finetune.run_size import planned_steps, updates_per_epoch
 
 WIDTHS = {"bfloat16": 2, "float32": 4}
 WORST = 8
@@ -30,12 +31,13 @@ WORST = 8
 
 def setup_of(recipe: Recipe, architecture: Architecture, device: Device, *, pictures: bool) -> Setup:
     """A recipe's model, adapter and way to compute on a device; `pictures` says whether any row has one."""
+    cached = recipe.feature_folder is not None
     return Setup(
         architecture,
         Holding(
             packed=recipe.model.experts == "nf4",
             width=WIDTHS[recipe.model.compute_dtype],
-            vision=pictures,
+            vision=pictures and not cached,
             packed_head=recipe.model.lm_head == "nf4",
             embedding_on_host=recipe.model.embedding == "host",
             experts_on_host=recipe.moe.experts_on == "host",
@@ -46,6 +48,7 @@ def setup_of(recipe: Recipe, architecture: Architecture, device: Device, *, pict
             recipe.experts_implementation(device),
             checkpointing=recipe.train.gradient_checkpointing,
             offloading=recipe.train.activation_offloading,
+            cached=cached,
         ),
     )
 
@@ -131,12 +134,7 @@ def largest_batch(plans: Sequence[RowPlan], rows: int, micro_batches: int | None
 
 def steps(recipe: Recipe, rows: Rows) -> int:
     """Optimizer steps of a run."""
-    train = recipe.train
-    if train.max_steps > 0:
-        return train.max_steps
-    batches = math.ceil(epoch_rows(recipe, rows) / train.per_device_train_batch_size)
-    per_epoch = math.ceil(batches / train.gradient_accumulation_steps)
-    return math.ceil(train.num_train_epochs * per_epoch)
+    return planned_steps(recipe, updates_per_epoch(recipe, epoch_rows(recipe, rows)))
 
 
 def epoch_rows(recipe: Recipe, rows: Rows) -> int:
