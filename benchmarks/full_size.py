@@ -239,8 +239,14 @@ class Rows:
 
 def save(summary: dict[str, Any]) -> None:
     """Write the summary to the results folder, under a name that says what was measured."""
-    name = f"full_size-{summary['device']}-{summary['layers']}l-{summary['tokens']}t-{summary['images']}i.json"
-    file = HERE / "results" / name
+    name = f"full_size-{summary['device']}-{summary['layers']}l-{summary['tokens']}t-{summary['images']}i"
+    ways = {
+        "nf4-head": summary["lm_head"] == "nf4",
+        "host-embedding": summary["embedding"] == "host",
+        "host-experts": summary["experts_on"] == "host",
+        "offload": summary["offloaded_gib"] > 0,
+    }
+    file = HERE / "results" / ("-".join([name, *(way for way, taken in ways.items() if taken)]) + ".json")
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(f"written to {file}", file=sys.stderr)

@@ -235,7 +235,7 @@ def _stack(tensors: Sequence[torch.Tensor], like: QuantState) -> Stack:
 
 def _pages(size: int) -> torch.Tensor:
     """Host memory in pages of its own: only whole pages can be pinned, and no page twice."""
-    mapping = mmap.mmap(-1, size)
+    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_DONTFORK"):
         mapping.madvise(mmap.MADV_DONTFORK)  # a forked loader worker would get a copy of what is pinned
     return torch.frombuffer(mapping, dtype=torch.uint8)
