@@ -31,7 +31,7 @@ import ours  # noqa: E402
 import torch  # noqa: E402
 from one_path import cpu_name  # noqa: E402
 from random_aria import FIRST_TEXT_ID, TEXT_IDS, VOCABULARY, aria_config  # noqa: E402
-from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments  # noqa: E402
+from transformers import AriaConfig, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments  # noqa: E402
 
 from aria_finetune.data.dataset import EpochOrder  # noqa: E402
 from aria_finetune.model.components import components  # noqa: E402
@@ -40,6 +40,10 @@ from aria_finetune.model.hub_layout import open_checkpoint  # noqa: E402
 from aria_finetune.model.loading import load_processor  # noqa: E402
 from aria_finetune.model.lora import LoraPlan, adapter_state  # noqa: E402
 from aria_finetune.model.offloading import LayerInputs  # noqa: E402
+from aria_finetune.planner.architecture import Architecture  # noqa: E402
+from aria_finetune.planner.resident import Adapter, adapter_bytes, model_components  # noqa: E402
+from aria_finetune.planner.resident import Holding as PlannedHolding  # noqa: E402
+from aria_finetune.planner.step import Batch, Execution, Setup  # noqa: E402
 from aria_finetune.recipe import load_recipe  # noqa: E402
 from aria_finetune.run_folder import RunFolder  # noqa: E402
 from aria_finetune.trainer import AriaTrainer, NumberGuard, RowCounts, SkippedRows, Watching  # noqa: E402
@@ -75,6 +79,8 @@ def main() -> int:
         trainer = build_trainer(model, arguments, Path(folder), watcher)
         trainer.train()
     peak = max(building.bytes, held + training.bytes)
+    planned_bytes, planned_peak = plan_of(arguments, config)
+    measured_bytes = {part.name: part.bytes for part in parts}
     tokens = arguments.tokens + arguments.images * IMAGE_TOKENS
     timed = watcher.seconds[1:] or watcher.seconds
     summary = {
@@ -98,12 +104,15 @@ def main() -> int:
         "losses": watcher.losses,
         "finite": all(map(math.isfinite, watcher.losses)),
         "all_gradients_nonzero": not watcher.without_gradient,
-        "bytes": {part.name: part.bytes for part in parts},
+        "bytes": measured_bytes,
+        "planned_gib": round(planned_peak / GIB, 3),
+        "planned_off_by": round(planned_peak / peak - 1, 4),
+        "bytes_off_by": max(abs(size / planned_bytes[name] - 1) for name, size in measured_bytes.items()),
         "on_host": [part.name for part in parts if part.home == "host"],
     }
     print(
         f"{tokens} tokens: {summary['seconds_per_step']} s a step, {summary['tokens_per_second']} tokens/s, peak "
-        f"{summary['peak_gib']} GiB, losses {', '.join(f'{loss:.4f}' for loss in watcher.losses)}"
+        f"{summary['peak_gib']} GiB, {summary['planned_gib']} planned, losses {', '.join(f'{loss:.4f}' for loss in watcher.losses)}"
     )
     if watcher.without_gradient:
         print(f"without a gradient: {', '.join(watcher.without_gradient[:5])}")
@@ -144,6 +153,28 @@ def parse() -> argparse.Namespace:
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.gpu_memory / total))
     return arguments
+
+
+def plan_of(arguments: argparse.Namespace, config: AriaConfig) -> tuple[dict[str, int], int]:
+    """What `aria-finetune plan` reckons: bytes by component with the adapter, and the peak as it is measured here."""
+    lean = arguments.device == "cpu" or arguments.experts_on == "host"
+    setup = Setup(
+        Architecture.from_config(config.to_dict()),
+        PlannedHolding(
+            packed_head=arguments.lm_head == "nf4",
+            embedding_on_host=arguments.embedding == "host",
+            experts_on_host=arguments.experts_on == "host",
+        ),
+        Adapter(("attention", "router"), arguments.rank),
+        Execution(arguments.device, "lean" if lean else "grouped_mm", offloading=arguments.offload),
+    )
+    images = {SIDE: arguments.images} if arguments.images else {}
+    tokens = arguments.tokens + arguments.images * IMAGE_TOKENS
+    peak = setup.peak(Batch(1, tokens, arguments.tokens, images))
+    runtime = peak.parts["runtime"] if arguments.device == "cuda" else 0  # torch does not allocate it
+    adapter, *_ = adapter_bytes(setup.adapter, setup.architecture)
+    parts = {part.name: part.bytes for part in model_components(setup.architecture, setup.holding)}
+    return {**parts, "adapter": adapter, "expert buffers": peak.parts.get("expert buffers", 0)}, peak.bytes - runtime
 
 
 class Watcher(TrainerCallback):  # type: ignore[misc]

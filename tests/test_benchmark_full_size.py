@@ -55,6 +55,8 @@ def test_training(images: int) -> None:
         64 * 2 * (256 * 256 + 128 * 256) * (0.5 + 1 / 64), rel=0.002
     )
     assert found["parameters"] > 64 * 2 * (256 * 256 + 128 * 256)
+    assert found["bytes_off_by"] == 0.0, "the plan's table of bytes is that of the model"
+    assert found["planned_gib"] > 0
 
 
 def test_training_with_a_small_card_in_mind() -> None:
@@ -67,6 +69,7 @@ def test_training_with_a_small_card_in_mind() -> None:
     assert plain["bytes"]["lm_head"] == 768 * 256 * 2
     assert found["bytes"]["lm_head"] == pytest.approx(768 * 256 * (0.5 + 1 / 64), rel=0.02)
     assert found["bytes"]["expert buffers"] == pytest.approx(plain["bytes"]["routed experts"], rel=0.01), "two of two"
+    assert found["bytes_off_by"] < 0.005
     assert found["on_host"] == ["routed experts", "embedding"]
     assert found["offloaded_gib"] == round(2 * 2 * 40 * 256 * 2 / 2**30, 4), "two steps of two layers in bf16"
     assert found["losses"] == pytest.approx(plain["losses"], rel=0.2), "other random weights stand in the head"

@@ -30,18 +30,20 @@ CUDA_CONTEXT = 512 * MIB
 """What a process takes on a card before its first tensor, with the workspaces of cuBLAS."""
 CPU_RUNTIME = 48 * MIB
 """What libraries take on a CPU from their first use on: threads, arenas, modules imported late."""
-KERNEL_BYTES = 0.53 * MIB
+KERNEL_BYTES = 0.4 * MIB
 """Of machine code that oneDNN writes for the shape of a 16-bit product on a CPU, and keeps; measured."""
 KEPT_KERNELS = 4096
-DENSE_KERNELS = 22
+DENSE_KERNELS, FORWARD_KERNELS, TOWER_KERNELS = 30, 10, 16
 """Shapes of products that every number of tokens brings anew: attention, its adapters, shared experts, lm_head."""
+HOARDED_BELOW = 32 * MIB
+"""glibc maps larger blocks and gives them back at once; smaller ones it keeps, in pieces that later ones don't fit."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """The largest micro-batch: rows, tokens of the longest of them, labels and tiles by side of all of them.
 
-    `lengths` is how many different numbers of tokens micro-batches have.
+    `lengths` is how many different numbers of tokens micro-batches have, `other_lengths` those of evaluation.
     """
 
     rows: int
@@ -49,6 +51,7 @@ class Batch:
     labels: int
     tiles: Mapping[int, int] = field(default_factory=dict)
     lengths: int = 1
+    other_lengths: int = 0
 
     @property
     def positions(self) -> int:
@@ -131,8 +134,8 @@ class Setup:
         return {"model": model, "expert buffers": self._expert_buffers(), "runtime": runtime}
 
     def _expert_buffers(self) -> int:
-        """Two layers of packed experts on the card, one in use and one on its way."""
-        if not (self.holding.experts_on_host and self.execution.device == "cuda"):
+        """Two layers of packed experts on the device, one in use and one on its way."""
+        if not self.holding.experts_on_host:
             return 0
         parts = model_components(self.architecture, self.holding)
         experts = sum(part.bytes for part in parts if part.name == "routed experts")
@@ -165,10 +168,9 @@ class Setup:
         if self.execution.device != "cpu" or self.holding.width != 2:
             return 0
         a = self.architecture
-        most = min(3 * batch.positions * a.top_k // a.experts + 8, batch.positions)
-        rounded = min(most, 8) + max(0, 4 * (most.bit_length() - 3))
-        shapes = 4 * rounded + DENSE_KERNELS * batch.lengths + (16 if batch.tiles else 0)
-        return int(KERNEL_BYTES * min(shapes, KEPT_KERNELS))
+        most = min(3 * batch.positions * a.top_k // a.experts + 1, batch.positions)
+        shapes = 4 * _rounded_counts(most) + DENSE_KERNELS * batch.lengths + FORWARD_KERNELS * batch.other_lengths
+        return int(KERNEL_BYTES * min(shapes + TOWER_KERNELS * len(batch.tiles), KEPT_KERNELS))
 
     def _hoarded(self) -> int:
         """Freed blocks that glibc keeps, cut by the small tensors between them: two unpacked experts to a layer; measured."""
@@ -183,8 +185,10 @@ class Setup:
         if self.execution.device == "cuda":  # only labelled positions, in tiles of logits that are changed in place
             return min(batch.labels, TILE_ROWS) * columns * width + 2 * batch.labels * a.hidden * FLOAT32
         rows = min(batch.positions, TILE_ROWS)
-        # A tile of logits and eight fp32 tensors of its shape, a slice of the head and hidden states and gradient in fp32.
-        tile = rows * columns * (width + 8 * FLOAT32)
+        # A tile of logits and eight fp32 tensors of its shape, or what is kept of thirty; a slice of the head, hidden states
+        # and their gradient in fp32.
+        tensors = 30 if rows * columns * FLOAT32 < HOARDED_BELOW else 8
+        tile = rows * columns * (width + tensors * FLOAT32)
         return tile + columns * a.hidden * FLOAT32 + 2 * batch.positions * a.hidden * FLOAT32
 
     def _layer(self, batch: Batch) -> dict[str, int]:
@@ -248,3 +252,8 @@ class Setup:
         layer = round(0.5 * batch.positions * sum(self._token_bytes())) + self._workspace()
         work = {"loss": self._loss(batch)} if self._loss(batch) > layer else {"layer": layer}
         return held | work
+
+
+def _rounded_counts(most: int) -> int:
+    """How many counts of tokens up to `most` there are once they are rounded to three significant bits."""
+    return min(most, 8) + max(0, 4 * ((most - 1).bit_length() - 3)) if most > 0 else 0

@@ -8,9 +8,10 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.dataset import EpochOrder, RowSet
@@ -25,6 +26,8 @@ from aria_finetune.recipe import Recipe
 from aria_finetune.run_size import planned_steps, updates_per_epoch
 
 WIDTHS = {"bfloat16": 2, "float32": 4}
+LOOKED_AHEAD = 100_000
+"""Rows, in the order of training, that are looked at for the lengths of micro-batches."""
 WORST = 8
 """Rows that are planned anew to see what a change of how they are shown does to the longest."""
 
@@ -70,10 +73,11 @@ class Rows:
     def largest(self, recipe: Recipe) -> tuple[Batch, Batch | None]:
         """The largest micro-batch of training and of evaluation, if all rows of one were the longest there are."""
         train = recipe.train
-        training = largest_batch(self.training.plans, train.per_device_train_batch_size, micro_batches(recipe, self))
-        if recipe.eval_strategy == "no" or not self.evaluation.plans:
-            return training, None
-        return training, largest_batch(self.evaluation.plans, train.per_device_eval_batch_size)
+        wanted = self.evaluation.plans if recipe.eval_strategy != "no" else []
+        evaluation = largest_batch(wanted, train.per_device_eval_batch_size, range(len(wanted)))
+        order = islice(_order(self.training, train.seed), min(rows_seen(recipe, self), LOOKED_AHEAD))
+        training = largest_batch(self.training.plans, train.per_device_train_batch_size, order)
+        return replace(training, other_lengths=evaluation.lengths), evaluation if wanted else None
 
     def under(self, recipe: Recipe) -> Rows:
         """These rows as another recipe shows them; of pictures and frames, only the longest are planned anew.
@@ -112,23 +116,24 @@ class Rows:
                 continue
 
 
-def largest_batch(plans: Sequence[RowPlan], rows: int, micro_batches: int | None = None) -> Batch:
+def largest_batch(plans: Sequence[RowPlan], rows: int, order: Iterable[int]) -> Batch:
     """A micro-batch of `rows` rows, each of which has the most tokens, labels and tiles that any row has.
 
-    `micro_batches` is how many a run has, if it is known: no more different lengths can come up.
+    `order` is that in which rows come; it gives the lengths of micro-batches, each as long as its longest row.
     """
     tiles = [Counter[int]() for _ in plans]
-    for count, plan in zip(tiles, plans, strict=True):
+    for sizes, plan in zip(tiles, plans, strict=True):
         for sight in plan.sights:
-            count[sight.tile] += sight.tiles
+            sizes[sight.tile] += sight.tiles
     most = {size: max(count[size] for count in tiles) * rows for count in tiles for size in count}
-    lengths = len({plan.tokens for plan in plans})
+    coming = [plans[row].tokens for row in order if row < len(plans)]
+    lengths = {max(coming[start : start + rows]) for start in range(0, len(coming), rows)}
     return Batch(
         rows=rows,
         tokens=max((plan.tokens for plan in plans), default=0),
         labels=max((plan.labels for plan in plans), default=0) * rows,
         tiles=most,
-        lengths=max(lengths if micro_batches is None else min(lengths, micro_batches), 1),
+        lengths=max(len(lengths), 1),
     )
 
 
@@ -142,15 +147,15 @@ def epoch_rows(recipe: Recipe, rows: Rows) -> int:
     return len(EpochOrder(rows.training.spans, rows.training.weights, recipe.train.seed))
 
 
-def micro_batches(recipe: Recipe, rows: Rows) -> int:
-    """Micro-batches of training in a whole run."""
-    return steps(recipe, rows) * recipe.train.gradient_accumulation_steps
+def rows_seen(recipe: Recipe, rows: Rows) -> int:
+    """Rows that a whole run trains on, each as often as it comes."""
+    train = recipe.train
+    return steps(recipe, rows) * train.gradient_accumulation_steps * train.per_device_train_batch_size
 
 
 def epochs(recipe: Recipe, rows: Rows) -> float:
     """How often a run goes over its rows."""
-    seen = micro_batches(recipe, rows) * recipe.train.per_device_train_batch_size
-    return min(seen / max(epoch_rows(recipe, rows), 1), _limit(recipe))
+    return min(rows_seen(recipe, rows) / max(epoch_rows(recipe, rows), 1), _limit(recipe))
 
 
 def epoch_work(rows: Rows, architecture: Architecture) -> Work:
@@ -171,10 +176,20 @@ def sum_of_work(plans: Sequence[RowPlan], architecture: Architecture) -> Work:
             tiles[sight.tile] += sight.tiles
         kinds[plan.tokens, plan.labels, tuple(sorted(tiles.items()))] += 1
     total = Work(0, 0, 0, 0)
-    for (tokens, labels, sizes), count in kinds.items():
+    for (tokens, labels, sizes), times in kinds.items():
         work = row_work(architecture, tokens, labels, dict(sizes))
-        total += Work(*(part * count for part in (work.decoder, work.attention, work.vision, work.head)))
+        total += Work(*(part * times for part in (work.decoder, work.attention, work.vision, work.head)))
     return total
+
+
+def _order(rows: RowSet, seed: int) -> Iterator[int]:
+    """Rows in the order of training, epoch after epoch; none where there is no row."""
+    order = EpochOrder(rows.spans, rows.weights, seed)
+    for epoch in count():
+        order.set_epoch(epoch)
+        if not len(order):
+            return
+        yield from order
 
 
 def _limit(recipe: Recipe) -> float:

@@ -105,10 +105,12 @@ def test_time_follows_the_card_or_the_last_run(plan: Plan) -> None:
 
 def test_the_largest_micro_batch_has_the_most_of_everything(plan: Plan) -> None:
     plans = plan.outlook.rows.training.plans
-    batch = largest_batch(plans, 3)
+    batch = largest_batch(plans, 3, range(len(plans)))
     assert batch.tokens == max(row.tokens for row in plans)
     assert batch.labels == 3 * max(row.labels for row in plans)
     assert batch.positions == 3 * batch.tokens
+    by_hand = {max(row.tokens for row in plans[start : start + 3]) for start in range(0, len(plans), 3)}
+    assert batch.lengths == len(by_hand)
     assert set(batch.tiles) == {sight.tile for row in plans for sight in row.sights}
 
 
