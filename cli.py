@@ -112,30 +112,6 @@ def inspect(
 
 
 @app.command()
-def evaluate(
-    ctx: typer.Context,
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    adapter: Annotated[Path | None, typer.Option(help="Score this adapter beside the base.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for evaluation.json and predictions.jsonl.")] = Path(
-        "evaluation"
-    ),
-    blank_images: Annotated[bool, typer.Option(help="Also answer with every picture greyed out.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 8,
-) -> None:
-    """Answer held-out rows with base and adapter, and score both."""
-    from aria_finetune.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx, loaded.model.path)
-    from aria_finetune.evaluation import EvaluationOptions
-    from aria_finetune.evaluation import evaluate as run
-
-    run(loaded, output, EvaluationOptions(adapter, blank_images, max_new_tokens, batch_size), console())
-
-
-@app.command()
 def plan(
     ctx: typer.Context,
     recipe: RecipeArgument,
@@ -161,6 +137,30 @@ def plan(
 
         show_plan(made, console())
     refuse_unfit(made.outlook)
+
+
+@app.command()
+def evaluate(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="Score this adapter beside the base.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for evaluation.json and predictions.jsonl.")] = Path(
+        "evaluation"
+    ),
+    blank_images: Annotated[bool, typer.Option(help="Also answer with every picture greyed out.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 8,
+) -> None:
+    """Answer held-out rows with base and adapter, and score both."""
+    from aria_finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepare(ctx, loaded.model.path)
+    from aria_finetune.evaluation import EvaluationOptions
+    from aria_finetune.evaluation import evaluate as run
+
+    run(loaded, output, EvaluationOptions(adapter, blank_images, max_new_tokens, batch_size), console())
 
 
 @app.command()

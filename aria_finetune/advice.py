@@ -60,6 +60,11 @@ def memory_knobs(recipe: Recipe, phase: Phase, device: str = "cpu") -> Iterator[
     """What in a recipe can be set to need less memory of a device, the cheapest first."""
     if phase == "training":
         yield from _free_knobs(recipe)
+    if phase == "training" and recipe.feature_folder is None:
+        yield Knob(
+            "data.cache_image_features=true",
+            "pictures go through the vision tower once, before training, and it leaves memory; --resume goes on with it",
+        )
     if recipe.model.experts != "nf4":
         yield Knob("model.experts=nf4", "a quarter of the bytes of bf16 for nine tenths of the weights")
     elif device == "cuda":
@@ -94,6 +99,8 @@ def _knobs_that_take_off_the_card(recipe: Recipe, phase: Phase) -> Iterator[Knob
         yield Knob("model.embedding=host", "0.48 GiB off the card; --resume goes on with it")
     if recipe.model.lm_head == "dense":
         yield Knob("model.lm_head=nf4", "0.36 GiB; the head is rounded to 4 bit")
+    if phase == "training" and recipe.experts_implementation("cuda") != "lean":
+        yield Knob("moe.implementation=lean", "experts are unpacked one at a time; its speed on a GPU was not measured")
     if recipe.moe.experts_on == "device" and recipe.moe.implementation in ("auto", "lean"):
         yield Knob("moe.experts_on=host", "10.2 GiB off the card, and slower; --resume goes on with it")
 

@@ -56,6 +56,7 @@ def test_the_knobs_come_by_what_they_cost(tmp_path: Path) -> None:
     assert named == [
         "train.per_device_train_batch_size=1 train.gradient_accumulation_steps=8",
         "train.gradient_checkpointing=true",
+        "data.cache_image_features=true",
         "model.experts=nf4",
         "train.optim=adamw_8bit",
         "data.image_size=490",
@@ -72,18 +73,25 @@ def test_every_knob_is_a_recipe_that_loads(tmp_path: Path, device: str) -> None:
         assert recipe(tmp_path, *knob.setting.split())
 
 
-OFF_THE_CARD = ["train.activation_offloading=true", "model.embedding=host", "model.lm_head=nf4", "moe.experts_on=host"]
+OFF_THE_CARD = [
+    "train.activation_offloading=true",
+    "model.embedding=host",
+    "model.lm_head=nf4",
+    "moe.implementation=lean",
+    "moe.experts_on=host",
+]
 
 
 def test_what_can_be_taken_off_a_card_is_named_for_cards_alone(tmp_path: Path) -> None:
     def named(device: str, *overrides: str, phase: Phase = "training") -> list[str]:
         return [knob.setting for knob in memory_knobs(recipe(tmp_path, *overrides), phase, device)]
 
-    assert named("cuda")[:4] == OFF_THE_CARD
-    assert named("cuda", phase="loading") == OFF_THE_CARD[1:]
-    assert named("cuda", *OFF_THE_CARD) == named("cpu") == named("cuda")[4:]
+    cached = ["data.cache_image_features=true"]
+    assert named("cuda")[:6] == [*cached, *OFF_THE_CARD]
+    assert named("cuda", phase="loading") == [OFF_THE_CARD[1], OFF_THE_CARD[2], OFF_THE_CARD[4]]
+    assert named("cuda", *OFF_THE_CARD) == named("cpu") == [*cached, *named("cuda")[6:]]
     assert not set(named("cpu")) & set(OFF_THE_CARD)
-    assert named("cuda", "model.experts=bf16")[0] == "model.experts=nf4"
+    assert named("cuda", "model.experts=bf16", *cached)[0] == "model.experts=nf4"
     assert "moe.experts_on=host" not in named("cuda", "moe.implementation=eager")
     assert "train.activation_offloading=true" not in named("cuda", "train.gradient_checkpointing=false")
 

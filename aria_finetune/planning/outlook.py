@@ -17,8 +17,8 @@ from aria_finetune.planning.setup import Rows, epoch_work, epochs, setup_of, ste
 from aria_finetune.recipe import Recipe
 
 GIB = 2**30
-LONGEST = 2**20
-"""Tokens beyond which no longer row is looked for."""
+LONGEST = 65_536
+"""Tokens of Aria's context, beyond which no longer row is looked for."""
 TIGHT = 0.95
 """Share of the memory from which on a plan that may be a tenth off is called tight."""
 

@@ -9,7 +9,7 @@ from aria_finetune.planner.rows import Bin, quantiles
 from aria_finetune.planner.step import Phase
 from aria_finetune.planner.work import ASSUMED_EFFICIENCY
 from aria_finetune.planning import Plan
-from aria_finetune.planning.outlook import GIB, Outlook
+from aria_finetune.planning.outlook import GIB, LONGEST, Outlook
 from aria_finetune.planning.past import PastRun
 from aria_finetune.planning.setup import steps
 
@@ -109,20 +109,22 @@ def _show_verdict(plan: Plan, console: Console) -> None:
     )
     if outlook.setup.host_bytes():
         console.print(f"  {outlook.setup.host_bytes() / GIB:.2f} GiB of the model are in host memory", highlight=False)
+    whole = ", Aria's whole context" if plan.longest_row == LONGEST else ""
     console.print(
-        f"the longest row that fits has {plan.longest_row:,} tokens (one row at a time, all in the loss)",
+        f"the longest row that fits has {plan.longest_row:,} tokens{whole} (one row at a time, all in the loss)",
         highlight=False,
     )
 
 
 def _show_knobs(plan: Plan, console: Console) -> None:
-    if not plan.savings:
+    telling = [saving for saving in plan.savings if saving.bytes > 0]
+    if not telling:
         return
     table = Table(title="what each key would save of the peak")
     table.add_column("setting")
     table.add_column("GiB", justify="right")
     table.add_column("effect")
-    for saving in plan.savings:
+    for saving in telling:
         table.add_row(saving.knob.setting, _gib(saving.bytes), saving.knob.effect)
     console.print(table)
 

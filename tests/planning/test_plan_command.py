@@ -31,7 +31,7 @@ def test_a_page_for_people(tmp_path: Path) -> None:
         "the fullest moment of each phase",
         "RTX 4090 has 23.5: the run fits",
         "the longest row that fits has",
-        "data.max_tokens=1024",
+        "data.cache_image_features=true",
         "PFLOP of training",
         "disk:",
     ):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import Batch, Collator
+from aria_finetune.data.pictures import Showing
 from aria_finetune.data.rows import RowPlan, Viewing, plan_row
 from aria_finetune.data_formats.record import Media, Record
 from aria_finetune.viewing.batches import SeenRow, rows_of
@@ -29,8 +30,9 @@ def collate(letter_chat: ChatTokenizer) -> Callable[..., Collated]:
     ) -> Collated:
         shown = viewing or Viewing()
         plan = plan_row(record, shown, letter_chat)
-        settings = {"loss_on": shown.loss_on, "split_images": shown.split_images, "on_bad_media": "skip"}
-        batch = Collator([plan], letter_chat, PAD, **settings)([{"row": 0}])
+        showing = Showing(split_images=shown.split_images)
+        collator = Collator([plan], letter_chat, PAD, loss_on=shown.loss_on, showing=showing, on_bad_media="skip")
+        batch = collator([{"row": 0}])
         if spoil:
             spoil(batch)
         (seen,) = rows_of(batch, [0], [plan])
