@@ -125,7 +125,7 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or [])
     prepare(ctx, loaded.model.path)
-    from aria_finetune.planning import choose_machine, make_plan, refuse_unfit
+    from aria_finetune.planning import choose_machine, make_plan, refuse_rejected, refuse_unfit
 
     made = make_plan(loaded, choose_machine(loaded, gpu_memory=gpu_memory, card=card))
     if as_json:
@@ -136,6 +136,7 @@ def plan(
         from aria_finetune.planning.page import show_plan
 
         show_plan(made, console())
+    refuse_rejected(made)
     refuse_unfit(made.outlook)
 
 

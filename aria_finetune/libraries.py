@@ -5,8 +5,10 @@ Imported by the commands that load a model, before they import anything that rea
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import platform
 import warnings
 from pathlib import Path
 
@@ -16,12 +18,27 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",  # the loader's workers are forked after its first use
     "WANDB_CONSOLE": "off",  # it would send what is printed as it was before secrets were taken out
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch then asks for huge pages on a CPU: a 28-layer step spends a tenth less time
 }
+MMAP_THRESHOLD = -3
+"""glibc's M_MMAP_THRESHOLD (mallopt(3))."""
+GIVEN_BACK_BYTES = 4 << 20
+"""Blocks from this size on are given back to the system as soon as they are freed."""
 
 
 def names_local_model(path: str) -> bool:
     """Whether a recipe's `model.path` is here already: the packaged tiny Aria, or a folder."""
     return path == "tiny" or Path(path).expanduser().is_dir()
+
+
+def give_back_large_blocks() -> None:
+    """Keep glibc from holding on to freed blocks of many megabytes, such as unpacked weights on a CPU.
+
+    It raises its threshold to the largest block freed, up to 32 MiB, and then cuts what it keeps into pieces that the next
+    block does not fit: a gibibyte by the last of 28 layers. Elsewhere this does nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, GIVEN_BACK_BYTES)
 
 
 def prepare_libraries(*, debug: bool = False, offline: bool = False) -> None:
@@ -34,6 +51,7 @@ def prepare_libraries(*, debug: bool = False, offline: bool = False) -> None:
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    give_back_large_blocks()
     if offline:
         os.environ.update(dict.fromkeys(OFFLINE_SWITCHES, "1"))
     if debug:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 GIB = 2**30
 STATUS = Path("/proc/self/status")
+PEAK_RESET = Path("/proc/self/clear_refs")
+"""Writing 5 to it sets the highest resident size back to the present one (Linux, proc(5))."""
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -25,7 +28,7 @@ class MemoryMeter:
     """How far the memory of this process rises above what it holds when the meter is made.
 
     On a GPU that is what torch allocates. On Linux it is what no file backs: the highest resident size less the mapped
-    files, which only grow, so that code and mapped weights don't count. Elsewhere it is the resident size.
+    files, so that code and mapped weights don't count. Elsewhere it is the resident size.
     """
 
     def __init__(self, device: str) -> None:
@@ -33,8 +36,14 @@ class MemoryMeter:
         held = _status()
         self._before = held.get("RssAnon", _highest_resident())
 
+    def begin(self) -> None:
+        """What was mapped until now, to be read, counts no more: from here on mapped files only grow."""
+        if self._device != "cuda":
+            with suppress(OSError):  # without it the peak is at worst too high by the files that are closed by now
+                PEAK_RESET.write_text("5", encoding="ascii")
+
     def peak_gib(self) -> float:
-        """The peak so far, in GiB."""
+        """The peak since `begin`, in GiB."""
         if self._device == "cuda":
             return peak_memory_gib("cuda")
         now = _status()

@@ -120,6 +120,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
             LayerProgress("loading the model", console) as loading,
         ):
             model, parts = build_model(recipe, run, material, loading, without=unused)
+        memory.begin()
         show_components(parts, console)
         progress = ProgressReport(run, console)
         trainer = build_trainer(

@@ -35,8 +35,8 @@ KERNEL_BYTES = 0.4 * MIB
 KEPT_KERNELS = 4096
 DENSE_KERNELS, FORWARD_KERNELS, TOWER_KERNELS = 30, 10, 16
 """Shapes of products that every number of tokens brings anew: attention, its adapters, shared experts, lm_head."""
-HOARDED_BELOW = 32 * MIB
-"""glibc maps larger blocks and gives them back at once; smaller ones it keeps, in pieces that later ones don't fit."""
+HOARDED_BELOW = 4 * MIB
+"""Larger blocks are given back at once (libraries.py); glibc keeps smaller ones, in pieces that later ones don't fit."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,6 @@ class Setup:
             "layer inputs": 0 if on_host else kept,
             "pictures": features * a.hidden * width + pixels,
             "machine code": self._machine_code(batch),
-            "allocator": self._hoarded(),
         }
 
     def _machine_code(self, batch: Batch) -> int:
@@ -171,13 +170,6 @@ class Setup:
         most = min(3 * batch.positions * a.top_k // a.experts + 1, batch.positions)
         shapes = 4 * _rounded_counts(most) + DENSE_KERNELS * batch.lengths + FORWARD_KERNELS * batch.other_lengths
         return int(KERNEL_BYTES * min(shapes + TOWER_KERNELS * len(batch.tiles), KEPT_KERNELS))
-
-    def _hoarded(self) -> int:
-        """Freed blocks that glibc keeps, cut by the small tensors between them: two unpacked experts to a layer; measured."""
-        if self.execution.device != "cpu" or not self.holding.packed:
-            return 0
-        a = self.architecture
-        return 2 * a.layers * a.hidden * 2 * a.width * self.holding.width
 
     def _loss(self, batch: Batch) -> int:
         a, width = self.architecture, self.holding.width

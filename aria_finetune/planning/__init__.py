@@ -18,6 +18,7 @@ import numpy as np
 
 from aria_finetune.checkpoint.space import free_bytes
 from aria_finetune.data.chat import ChatTokenizer
+from aria_finetune.data.dataset import check_rejects
 from aria_finetune.errors import UserError
 from aria_finetune.memory import memory_gib
 from aria_finetune.model.hub_layout import CheckpointSettings, open_settings
@@ -33,7 +34,16 @@ from aria_finetune.recipe import Recipe
 from aria_finetune.run_size import checkpoint_bytes, kept_saves, run_bytes, updates_per_epoch
 from aria_finetune.sources import RowReader, build_viewing
 
-__all__ = ["Machine", "Outlook", "Plan", "choose_machine", "make_plan", "outlook_of_run", "refuse_unfit"]
+__all__ = [
+    "Machine",
+    "Outlook",
+    "Plan",
+    "choose_machine",
+    "make_plan",
+    "outlook_of_run",
+    "refuse_rejected",
+    "refuse_unfit",
+]
 
 GPU_SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-ctrl")
 """What is there where a program can reach a GPU of NVIDIA: on Linux, in WSL, on Jetson."""
@@ -99,7 +109,8 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     viewing = build_viewing(recipe, settings)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as store:
-        rows = Rows(*RowReader(recipe, viewing, chat, Path(store)).training_and_evaluation(), viewing, chat)
+        reader = RowReader(recipe, viewing, chat, Path(store), any_rejects=True)
+        rows = Rows(*reader.training_and_evaluation(), viewing, chat)
     counted = time.monotonic() - began
     architecture = Architecture.from_config(settings.config)
     mapped = machine.device == "cpu" and "quantization_config" in settings.config
@@ -137,6 +148,16 @@ def choose_machine(recipe: Recipe, *, gpu_memory: float | None = None, card: str
             "model.device is cuda, but torch sees no GPU", fix="say for which: --gpu-memory 24, or --card 4090"
         )
     return Machine("cpu", "cpu", int(memory_gib("cpu") * GIB), _cpu_rate())
+
+
+def refuse_rejected(plan: Plan) -> None:
+    """Say after the plan that too many of its records were rejected for a run.
+
+    Raises:
+        TooManyRejects: more than `data.max_rejects`.
+    """
+    for rows in (plan.outlook.rows.training, plan.outlook.rows.evaluation):
+        check_rejects(rows.rejects, plan.outlook.recipe.data.max_rejects)
 
 
 def outlook_of_run(recipe: Recipe, settings: CheckpointSettings, rows: Rows) -> tuple[Outlook, PastRun | None]:

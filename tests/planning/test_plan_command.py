@@ -52,6 +52,20 @@ def test_what_can_not_fit_is_exit_code_2_and_names_the_keys(tmp_path: Path) -> N
     assert "train.per_device_train_batch_size=1" in said
 
 
+def test_rejected_rows_are_shown_before_they_are_refused(tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    bad = {"messages": [{"role": "user", "content": "2 + 2?"}]}
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in (good, bad, good, bad)))
+    words = (f"data.train=[{data}]", "data.eval=[]", f"output.dir={tmp_path / 'run'}", "--gpu-memory", "8")
+    code, said = run(*words)
+    assert code == 3
+    assert "training: 2 rows" in said
+    assert "rejected: 2 empty_answer, the first rows.jsonl:2" in said or "rejected: 2 " in said
+    assert "the run fits" in said
+    assert run(*words, "data.max_rejects=2")[0] == 0
+
+
 @pytest.mark.parametrize("words", [("--card", "gtx 970"), ("model.path=/no/such/folder",), ("--gpu-memory", "x")])
 def test_what_can_not_be_planned(words: tuple[str, ...]) -> None:
     assert run(*words)[0] == 2

@@ -1,0 +1,63 @@
+"""The memory that a process takes at most, against allocations of a known size."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MIB = 2**20
+PROGRAM = """
+import mmap, sys
+from aria_finetune.memory import MemoryMeter
+meter = MemoryMeter("cpu")
+{first}
+meter.begin()
+{then}
+print(meter.peak_gib() * 1024)
+"""
+
+
+def measured(first: str = "", then: str = "") -> float:
+    """MiB, in a process of its own."""
+    program = PROGRAM.format(first=first, then=then)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def mapped(path: Path) -> str:
+    """Code that maps a file and touches all of it."""
+    return f"file = open({str(path)!r}, 'rb'); seen = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); sum(seen[::4096])"
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    (tmp_path / "large").write_bytes(b"\1" * (200 * MIB))
+    return tmp_path / "large"
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells mapped files apart")
+
+
+@linux
+def test_what_is_freed_again_counts() -> None:
+    assert measured(then="b'1' * (100 << 20)") == pytest.approx(100, abs=8)
+
+
+@linux
+def test_what_stays_from_before_counts_and_what_went_does_not() -> None:
+    assert measured(first="kept = b'1' * (50 << 20)", then="b'1' * (100 << 20)") == pytest.approx(150, abs=8)
+    assert measured(first="b'1' * (300 << 20)", then="b'1' * (100 << 20)") == pytest.approx(100, abs=8)
+
+
+@linux
+def test_mapped_files_do_not_count(large: Path) -> None:
+    assert measured(then=mapped(large) + "; b'1' * (60 << 20)") == pytest.approx(60, abs=8)
+    assert measured(first=mapped(large) + "; seen.close()", then="b'1' * (60 << 20)") == pytest.approx(60, abs=8)
+
+
+def test_a_page_is_a_page() -> None:
+    assert mmap.PAGESIZE >= 4096, "else `mapped` touches too few"
