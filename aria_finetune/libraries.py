@@ -18,7 +18,7 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",  # the loader's workers are forked after its first use
     "WANDB_CONSOLE": "off",  # it would send what is printed as it was before secrets were taken out
-    "THP_MEM_ALLOC_ENABLE": "1",  # torch then asks for huge pages on a CPU: a 28-layer step spends a tenth less time
+    "THP_MEM_ALLOC_ENABLE": "1",  # huge pages for torch on a CPU: a page fault for 2 MiB instead of 4 KiB
 }
 MMAP_THRESHOLD = -3
 """glibc's M_MMAP_THRESHOLD (mallopt(3))."""
@@ -35,7 +35,8 @@ def give_back_large_blocks() -> None:
     """Keep glibc from holding on to freed blocks of many megabytes, such as unpacked weights on a CPU.
 
     It raises its threshold to the largest block freed, up to 32 MiB, and then cuts what it keeps into pieces that the next
-    block does not fit: a gibibyte by the last of 28 layers. Elsewhere this does nothing.
+    block does not fit: a gibibyte by the last of 28 layers. A step of two full-size layers takes 6% longer for it, with huge pages.
+    Elsewhere this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, GIVEN_BACK_BYTES)

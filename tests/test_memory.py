@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,16 @@ def test_what_stays_from_before_counts_and_what_went_does_not() -> None:
 def test_mapped_files_do_not_count(large: Path) -> None:
     assert measured(then=mapped(large) + "; b'1' * (60 << 20)") == pytest.approx(60, abs=8)
     assert measured(first=mapped(large) + "; seen.close()", then="b'1' * (60 << 20)") == pytest.approx(60, abs=8)
+
+
+@linux
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep other blocks")
+def test_large_blocks_are_given_back_although_small_ones_lie_between_them() -> None:
+    asked = "from aria_finetune.libraries import give_back_large_blocks; give_back_large_blocks()"
+    held = (
+        "blocks = [(bytearray(20 << 20), bytearray(100_000)) for _ in range(8)]; kept = [small for _, small in blocks]"
+    )
+    assert measured(first=f"{asked}\nfor _ in range(2): {held}; del blocks") < 20
 
 
 def test_a_page_is_a_page() -> None:
