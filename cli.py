@@ -125,7 +125,7 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or [])
     prepare(ctx, loaded.model.path)
-    from aria_finetune.planning import choose_machine, make_plan, refuse_rejected, refuse_unfit
+    from aria_finetune.planning import choose_machine, make_plan, refuse_full_disk, refuse_rejected, refuse_unfit
 
     made = make_plan(loaded, choose_machine(loaded, gpu_memory=gpu_memory, card=card))
     if as_json:
@@ -138,6 +138,7 @@ def plan(
         show_plan(made, console())
     refuse_rejected(made)
     refuse_unfit(made.outlook)
+    refuse_full_disk(made)
 
 
 @app.command()

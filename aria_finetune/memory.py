@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 2**30
@@ -25,7 +26,7 @@ def peak_memory_gib(device: str) -> float:
 
 
 class MemoryMeter:
-    """How far the memory of this process rises above what it holds when the meter is made.
+    """How far the memory of this process rises, from `begin` on, above what it holds when the meter is made.
 
     On a GPU that is what torch allocates. On Linux it is what no file backs: the highest resident size less the mapped
     files, so that code and mapped weights don't count. Elsewhere it is the resident size.
@@ -39,6 +40,7 @@ class MemoryMeter:
     def begin(self) -> None:
         """What was mapped until now, to be read, counts no more: from here on mapped files only grow."""
         if self._device != "cuda":
+            _reset.highest = _highest_resident()
             with suppress(OSError):  # without it the peak is at worst too high by the files that are closed by now
                 PEAK_RESET.write_text("5", encoding="ascii")
 
@@ -61,9 +63,19 @@ def _status() -> dict[str, int]:
     return {name.rstrip(":"): int(count) * 1024 for name, count, _ in fields}
 
 
+@dataclass
+class _Reset:
+    """The highest resident size before it was set back, which `getrusage` forgets as well."""
+
+    highest: int = 0
+
+
+_reset = _Reset()
+
+
 def _highest_resident() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return max(_reset.highest, peak if sys.platform == "darwin" else peak * 1024)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

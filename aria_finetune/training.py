@@ -112,7 +112,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
     identity = identify(recipe, material)
     if start.checkpoint:
         check_identity(start.values["identity"], identity, start.checkpoint, console)
-    expected = expect(recipe, material, console)
+    expected = expect(recipe, material, console, going_on=start.checkpoint is not None)
     with run_features(recipe, material, console) as features:
         unused: Part | None = None if material.has_pictures and features is None else "vision"
         with (
@@ -149,20 +149,24 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
                 metrics = run.entries(METRICS_FILE)
                 draw_losses(metrics, run.path / PICTURE_FILE)
                 result = describe_result(trainer, metrics, began)
-                measured = {"peak_gib": memory.peak_gib(), "flops": expected["flops"]}
+                done = trainer.state.global_step / max(expected["steps"], 1)
+                measured = {"peak_gib": memory.peak_gib(), "flops": expected["flops"] * done}
                 run.write({"status": FINISHED, **description, **result, "measured": measured})
     show_result(run, time.monotonic() - began, console)
 
 
-def expect(recipe: Recipe, material: Material, console: Console) -> dict[str, Any]:
+def expect(recipe: Recipe, material: Material, console: Console, *, going_on: bool = False) -> dict[str, Any]:
     """What the run is expected to take, said in a line and as `run.json` keeps it.
 
+    On a CPU, which may have swap, and where a run goes on, which fitted before, it only warns.
+
     Raises:
-        UserError: it can't fit, by more than plans are off.
+        UserError: it can't fit on the GPU, by more than plans are off.
     """
     rows = Rows(material.train_rows, material.eval_rows, build_viewing(recipe, material.checkpoint), material.chat)
     outlook, last = outlook_of_run(recipe, material.checkpoint, rows)
-    refuse_unfit(outlook, tolerance=PLAN_ERROR)
+    if outlook.machine.device == "cuda" and not going_on:
+        refuse_unfit(outlook, tolerance=PLAN_ERROR)
     promise = outlook.promise(last)
     show_expectation(outlook, last, console)
     return promise

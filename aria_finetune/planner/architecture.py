@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aria_finetune.errors import UserError
+
 Shape = tuple[int, ...]
 QUERIES = {1225: 128, 4900: 256}
 """Image tokens by patches of a tile, where config.json does not say."""
@@ -62,9 +64,13 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
-        """The dimensions that a checkpoint's config.json gives; where it gives none, those of transformers' classes."""
-        text = TEXT_DEFAULTS | _given(config.get("text_config"))
-        vision = VISION_DEFAULTS | _given(config.get("vision_config"))
+        """The dimensions that a checkpoint's config.json gives; where it gives none, those of transformers' classes.
+
+        Raises:
+            UserError: one is no positive whole number; it is named.
+        """
+        text = _counts(config, "text_config", TEXT_DEFAULTS, ("num_key_value_heads", "head_dim"))
+        vision = _counts(config, "vision_config", VISION_DEFAULTS)
         heads = text["num_attention_heads"]
         return cls(
             layers=text["num_hidden_layers"],
@@ -86,11 +92,8 @@ class Architecture:
                 side=vision["image_size"],
                 channels=vision["num_channels"],
             ),
-            tied=bool(config.get("tie_word_embeddings")),
-            queries={
-                int(patches): int(count)
-                for patches, count in (config.get("projector_patch_to_query_dict") or QUERIES).items()
-            },
+            tied=config.get("tie_word_embeddings") is True,
+            queries=_queries(config.get("projector_patch_to_query_dict")),
         )
 
     @property
@@ -169,5 +172,34 @@ def _norm(name: str, size: int) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.bias", (size,)
 
 
-def _given(section: Any) -> dict[str, int]:
-    return {key: value for key, value in (section or {}).items() if value is not None}
+def _counts(
+    config: Mapping[str, Any], section: str, defaults: Mapping[str, int], optional: tuple[str, ...] = ()
+) -> dict[str, int]:
+    written = config.get(section) or {}
+    if not isinstance(written, Mapping):
+        raise _odd(section, written)
+    found = {**defaults, **{key: written[key] for key in (*defaults, *optional) if written.get(key) is not None}}
+    for key, value in found.items():
+        if type(value) is not int or value < 1:
+            raise _odd(f"{section}.{key}", value)
+    return found
+
+
+def _queries(written: Any) -> dict[int, int]:
+    if written is None:
+        return dict(QUERIES)
+    try:
+        queries = {int(patches): int(count) for patches, count in written.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _odd("projector_patch_to_query_dict", written) from error
+    if not queries or min(*queries, *queries.values()) < 1:
+        raise _odd("projector_patch_to_query_dict", written)
+    return queries
+
+
+def _odd(key: str, value: object) -> UserError:
+    return UserError(
+        f"{key} is {value!r}, which is no size of a model",
+        where="config.json",
+        fix="use the config.json of these weights",
+    )

@@ -55,13 +55,14 @@ def find_card(text: str) -> Card:
     """
     fitting = [card for card in CARDS if _words(text) <= _words(card.name)]
     exact = [card for card in fitting if _words(text) == _words(card.name)]
-    chosen = exact or fitting
-    if len(chosen) == 1:
+    known = card_of(text)
+    chosen = exact or fitting or ([known] if known else [])
+    if text.strip() and len(chosen) == 1:
         return chosen[0]
-    if chosen:
+    if text.strip() and chosen:
         raise UserError(f"{text!r} may be {' or '.join(card.name for card in chosen)}", fix="say which")
-    known = ", ".join(card.name for card in CARDS)
-    raise UserError(f"no card {text!r} is known", fix=f"give --gpu-memory in GiB, or one of {known}")
+    names = ", ".join(card.name for card in CARDS)
+    raise UserError(f"no card {text!r} is known", fix=f"give --gpu-memory in GiB, or one of {names}")
 
 
 def card_of(device: str) -> Card | None:
@@ -71,4 +72,5 @@ def card_of(device: str) -> Card | None:
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z0-9]+", re.sub(r"(\d) ?gi?b\b", r"\1gb", text.lower())))
+    spaced = re.sub(r"\brtx(?=\d)", "rtx ", re.sub(r"(\d) ?gi?b\b", r"\1gb", text.lower()))
+    return set(re.findall(r"[a-z0-9]+", spaced))

@@ -1,8 +1,7 @@
 """Peak memory of a run by phase, from what each phase holds at its fullest.
 
 What a layer holds for a token is counted from the tensors that its forward leaves to its backward, and from those that the
-backward has at the same time; the comments name them. On a CPU the counts are held against measured peaks (benchmarks/plan.py,
-benchmarks/full_size.py); on CUDA nothing has been measured. Letters: H hidden, I width of an expert, K experts to a token,
+backward has at the same time; the comments name them. On a CPU the counts are held against measured peaks (docs/plan.md); on CUDA nothing has been measured. Letters: H hidden, I width of an expert, K experts to a token,
 S width of the shared experts, T tokens of a micro-batch, V vocabulary. Knows nothing of how a step is computed beyond that.
 """
 
@@ -22,8 +21,21 @@ PhaseName = Literal["filling", "loading", "vision", "loss", "backward", "optimiz
 MIB = 2**20
 TILE_ROWS, TILE_COLUMNS = 4096, 32768
 """Positions and vocabulary entries whose logits are there at a time (trl/kernels/chunked_logprob.py)."""
+HEAD_ROWS, HEAD_TOKENS = 4096, 1024
+"""Rows of an NF4 head and positions that are scored at a time (model/head_loss.py)."""
 READ_AHEAD_BYTES = 8 * 32 * MIB
 """Pieces of tensors on their way while a model is loaded, of 32 MiB each at most."""
+TILES_AT_A_TIME = {490: 4, 980: 1}
+"""Tiles that go through the vision tower together on a GPU, by their side in pixels (model/vision.py)."""
+CUDA_CONTEXT = 512 * MIB
+"""What a process takes on a card before its first tensor, with the workspaces of cuBLAS."""
+CPU_RUNTIME = 64 * MIB
+"""What libraries take on a CPU from their first use on: threads, arenas, modules imported late."""
+KERNEL_BYTES = 0.4 * MIB
+"""Of machine code that oneDNN writes for the shape of a 16-bit product on a CPU, and keeps; measured."""
+KEPT_KERNELS = 4096
+DENSE_KERNELS, FORWARD_KERNELS, TOWER_KERNELS = 30, 10, 16
+"""Shapes of products that every number of tokens brings anew: attention, its adapters, shared experts, lm_head."""
 TILES_AT_A_TIME = {490: 4, 980: 1}
 """Tiles that go through the vision tower together on a GPU, by their side in pixels (model/vision.py)."""
 CUDA_CONTEXT = 512 * MIB
@@ -110,10 +122,11 @@ class Setup:
             Phase("backward", {**trained, **batch, **self._layer(training)}),
             Phase("optimizer", {**trained, "update": adapter, "machine code": batch.get("machine code", 0)}),
         ]
-        if training.tiles and self.execution.cached:
-            phases.insert(0, self._filling(training))
-        elif training.tiles and self.holding.vision:
-            phases.insert(1, Phase("vision", {**trained, **self._tower(training)}))
+        seen = training if training.tiles or evaluation is None else evaluation
+        if seen.tiles and self.execution.cached:
+            phases.insert(0, self._filling(seen))
+        elif seen.tiles and self.holding.vision:
+            phases.insert(1, Phase("vision", {**trained, **self._tower(seen)}))
         if evaluation is not None:
             phases.append(Phase("evaluation", {**trained, **self._evaluation(evaluation)}))
         return [Phase(phase.name, {name: size for name, size in phase.parts.items() if size}) for phase in phases]
@@ -172,15 +185,19 @@ class Setup:
         return int(KERNEL_BYTES * min(shapes + TOWER_KERNELS * len(batch.tiles), KEPT_KERNELS))
 
     def _loss(self, batch: Batch) -> int:
+        """TRL's fused lm_head: a tile of logits as wide as it ever gets, and on a CPU what is made of it in fp32."""
         a, width = self.architecture, self.holding.width
-        columns = min(a.vocabulary, TILE_COLUMNS)
-        if self.execution.device == "cuda":  # only labelled positions, in tiles of logits that are changed in place
-            return min(batch.labels, TILE_ROWS) * columns * width + 2 * batch.labels * a.hidden * FLOAT32
-        rows = min(batch.positions, TILE_ROWS)
-        # A tile of logits and eight fp32 tensors of its shape, or what is kept of thirty; a slice of the head, hidden states
-        # and their gradient in fp32.
-        tensors = 30 if rows * columns * FLOAT32 < HOARDED_BELOW else 8
-        tile = rows * columns * (width + tensors * FLOAT32)
+        if (
+            self.holding.packed_head
+        ):  # ours: a slice of the head unpacked, a tile of its logits, sums of the head's rows
+            unpacked = min(a.vocabulary, HEAD_ROWS) * a.hidden * (width + FLOAT32)
+            logits = 4 * min(batch.labels, HEAD_TOKENS) * HEAD_ROWS * FLOAT32
+            return unpacked + logits + 3 * batch.labels * a.hidden * FLOAT32
+        if self.execution.device == "cuda":  # only labelled positions, changed in place
+            return min(batch.labels, TILE_ROWS) * TILE_COLUMNS * width + 2 * batch.labels * a.hidden * FLOAT32
+        rows, columns = min(batch.positions, TILE_ROWS), min(a.vocabulary, TILE_COLUMNS)
+        tile = rows * (TILE_COLUMNS * width + 8 * columns * FLOAT32)
+        # A slice of the head, hidden states and their gradient in fp32.
         return tile + columns * a.hidden * FLOAT32 + 2 * batch.positions * a.hidden * FLOAT32
 
     def _layer(self, batch: Batch) -> dict[str, int]:

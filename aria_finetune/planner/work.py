@@ -30,6 +30,10 @@ class Work:
         """All of them."""
         return self.decoder + self.attention + self.vision + self.head
 
+    def times(self, factor: float) -> Work:
+        """So many times as much."""
+        return Work(self.decoder * factor, self.attention * factor, self.vision * factor, self.head * factor)
+
     def __add__(self, other: Work) -> Work:
         return Work(
             self.decoder + other.decoder,
@@ -39,7 +43,9 @@ class Work:
         )
 
 
-def row_work(architecture: Architecture, tokens: int, labels: int, tiles: Mapping[int, int]) -> Work:
+def row_work(
+    architecture: Architecture, tokens: int, labels: int, tiles: Mapping[int, int], *, checkpointing: bool = True
+) -> Work:
     """Operations of a training step on one row.
 
     Args:
@@ -47,6 +53,7 @@ def row_work(architecture: Architecture, tokens: int, labels: int, tiles: Mappin
         tokens: of the row, image tokens among them.
         labels: tokens in the loss; only they reach the lm_head.
         tiles: tiles by their side in pixels, each of which goes through the frozen vision tower once.
+        checkpointing: whether layers are computed again for their backward.
     """
     active = sum(
         math.prod(shape) * (architecture.top_k / architecture.experts if name.startswith("mlp.experts.") else 1)
@@ -55,9 +62,10 @@ def row_work(architecture: Architecture, tokens: int, labels: int, tiles: Mappin
     width = architecture.heads * architecture.head_dim
     # Scores and their sums: four operations per pair and channel, and half of the pairs, as none looks ahead.
     pairs = 2.0 * tokens * tokens * width * architecture.layers
+    saved = 0 if checkpointing else 1
     return Work(
-        decoder=2.0 * PASSES * active * architecture.layers * tokens,
-        attention=ATTENTION_PASSES * pairs,
+        decoder=2.0 * (PASSES - saved) * active * architecture.layers * tokens,
+        attention=(ATTENTION_PASSES - saved) * pairs,
         vision=sum(count * tile_work(architecture, tile) for tile, count in tiles.items()),
         head=2.0 * PASSES * architecture.vocabulary * architecture.hidden * labels,
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from aria_finetune.checkpoint.space import free_bytes
+from aria_finetune.checkpoint.space import free_bytes, require_space
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.dataset import check_rejects
 from aria_finetune.errors import UserError
@@ -41,6 +41,7 @@ __all__ = [
     "choose_machine",
     "make_plan",
     "outlook_of_run",
+    "refuse_full_disk",
     "refuse_rejected",
     "refuse_unfit",
 ]
@@ -115,7 +116,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     architecture = Architecture.from_config(settings.config)
     mapped = machine.device == "cpu" and "quantization_config" in settings.config
     outlook = Outlook(recipe, architecture, rows, machine, mapped)
-    last = last_run(recipe.output_dir, base=settings.folder.name, device=machine.name)
+    last = last_run(recipe.output_dir, parameters=outlook.parameters, device=machine.name)
     return Plan(
         outlook=outlook,
         savings=savings(recipe, machine.device, outlook.peak_of),
@@ -160,12 +161,26 @@ def refuse_rejected(plan: Plan) -> None:
         check_rejects(rows.rejects, plan.outlook.recipe.data.max_rejects)
 
 
+def refuse_full_disk(plan: Plan) -> None:
+    """Say after the plan that its checkpoints or image features have no room.
+
+    Raises:
+        UserError: fewer bytes are free than they take; both are named.
+    """
+    recipe, disk = plan.outlook.recipe, plan.disk
+    remedy = "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk"
+    require_space(recipe.output_dir, disk["run"], "the run with its checkpoints", remedy)
+    if recipe.feature_folder is not None:
+        remedy = "free some space, or name a folder on another disk as data.cache_image_features"
+        require_space(recipe.feature_folder, disk["image_features"], "the cache of image features", remedy)
+
+
 def outlook_of_run(recipe: Recipe, settings: CheckpointSettings, rows: Rows) -> tuple[Outlook, PastRun | None]:
     """What is to be expected of a run on this machine whose rows are planned already, and the last run like it."""
     machine = choose_machine(recipe)
     mapped = machine.device == "cpu" and "quantization_config" in settings.config
     outlook = Outlook(recipe, Architecture.from_config(settings.config), rows, machine, mapped)
-    return outlook, last_run(recipe.output_dir, base=settings.folder.name, device=machine.name)
+    return outlook, last_run(recipe.output_dir, parameters=outlook.parameters, device=machine.name)
 
 
 def refuse_unfit(outlook: Outlook, *, tolerance: float = 0.0) -> None:
@@ -175,9 +190,9 @@ def refuse_unfit(outlook: Outlook, *, tolerance: float = 0.0) -> None:
         UserError: the peak is above the memory by more than `tolerance` of it; it names the knobs that change that, the
             cheapest first.
     """
-    if outlook.peak.bytes <= (1 + tolerance) * outlook.machine.memory:
+    if outlook.needed_bytes <= (1 + tolerance) * outlook.machine.memory:
         return
-    needed, there = outlook.peak.bytes / GIB, outlook.machine.memory / GIB
+    needed, there = outlook.needed_bytes / GIB, outlook.machine.memory / GIB
     knobs, lowered = fitting(outlook.recipe, outlook.machine.device, outlook.peak_of, outlook.machine.memory)
     settings = " ".join(knob.setting for knob in knobs)
     if lowered <= outlook.machine.memory:
@@ -185,7 +200,8 @@ def refuse_unfit(outlook: Outlook, *, tolerance: float = 0.0) -> None:
     else:
         fix = f"use a larger card; with {settings or 'nothing left to turn'} it still takes {lowered / GIB:.1f} GiB"
     raise UserError(
-        f"the run will not fit: it takes {needed:.1f} GiB ({outlook.peak.name}), and {outlook.machine.name} has {there:.1f}",
+        f"the run will not fit: it takes {needed:.1f} GiB ({outlook.peak.name}) of the {there:.1f} of {outlook.machine.name}",
+        where=str(outlook.recipe.file),
         fix=fix,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,10 @@ from aria_finetune.recipe import Recipe
 GIB = 2**30
 LONGEST = 65_536
 """Tokens of Aria's context, beyond which no longer row is looked for."""
+OF_ROWS = ("loss", "backward")
+"""Phases that grow with the length of a row."""
+STORED_WIDTH = 2
+"""Bytes of a weight that is not packed, in the file of an NF4 checkpoint."""
 TIGHT = 0.95
 """Share of the memory from which on a plan that may be a tenth off is called tight."""
 
@@ -64,39 +69,48 @@ class Outlook:
         return max(self.phases, key=lambda phase: phase.bytes)
 
     @property
+    def needed_bytes(self) -> int:
+        """What there must be: the peak, and of mapped weights only what is made of them."""
+        return self.peak.bytes - (self._mapped_bytes() if self.mapped else 0)
+
+    @property
     def fits(self) -> bool:
-        """Whether the peak is within the machine's memory."""
-        return self.peak.bytes <= self.machine.memory
+        """Whether that is within the machine's memory."""
+        return self.needed_bytes <= self.machine.memory
 
     @property
     def tight(self) -> bool:
         """Whether it is so close to it that it may not be."""
-        return self.fits and self.peak.bytes > TIGHT * self.machine.memory
+        return self.fits and self.needed_bytes > TIGHT * self.machine.memory
 
     @property
     def measurable_bytes(self) -> int:
         """The peak as a run measures it: above the bare process, without mapped files, on a GPU what torch has allocated."""
-        if self.machine.device == "cuda":
-            return self.peak.bytes - self.peak.parts.get("runtime", 0)
-        return max(phase.bytes - (self._mapped_bytes() if self.mapped else 0) for phase in self.phases)
+        runtime = self.peak.parts.get("runtime", 0) if self.machine.device == "cuda" else 0
+        return self.needed_bytes - runtime
 
     def _mapped_bytes(self) -> int:
-        """Everything but the routers, which are read as fp32."""
-        parts = model_components(self.architecture, self.setup.holding)
-        return sum(part.bytes for part in parts if part.name != "router")
+        """Parts that are used as the file has them: not the routers, which are read as fp32, nor what changes its dtype."""
+        holding = self.setup.holding
+        parts = model_components(self.architecture, holding)
+        as_stored = {part.name for part in parts if part.dtype == "nf4" or holding.width == STORED_WIDTH}
+        made = {"router"} | ({"lm_head"} if holding.packed_head else set())
+        return sum(part.bytes for part in parts if part.name in as_stored - made)
 
     def peak_of(self, recipe: Recipe) -> int:
-        """The peak in bytes of another recipe on the same rows, shown as that one says."""
-        rows = self.rows.under(recipe)
-        return replace(self, recipe=recipe, rows=rows).peak.bytes if rows.training.plans else 0
+        """The need in bytes of another recipe on the same rows, shown as that one says; this one's where none is left."""
+        other = replace(self, recipe=recipe)
+        return other.needed_bytes if self.rows.largest(recipe)[0].tokens else self.needed_bytes
 
     def longest_row(self) -> int:
         """Tokens of the longest row, all in the loss, that fits as the recipe stands; 0 if none does."""
+        mapped = self._mapped_bytes() if self.mapped else 0
+        if any(phase.bytes - mapped > self.machine.memory for phase in self.phases if phase.name not in OF_ROWS):
+            return 0
         low, high = 0, LONGEST
         while low < high:
             middle = (low + high + 1) // 2
-            row = Batch(1, middle, middle)
-            if self.setup.peak(row).bytes <= self.machine.memory:
+            if self.setup.peak(Batch(1, middle, middle)).bytes - mapped <= self.machine.memory:
                 low = middle
             else:
                 high = middle - 1
@@ -104,9 +118,11 @@ class Outlook:
 
     @cached_property
     def work(self) -> Work:
-        """Operations of the whole run's training."""
-        epoch, share = epoch_work(self.rows, self.architecture), epochs(self.recipe, self.rows)
-        return Work(*(part * share for part in (epoch.decoder, epoch.attention, epoch.vision, epoch.head)))
+        """Operations of the whole run's training; pictures whose features are kept are seen once."""
+        share = epochs(self.recipe, self.rows)
+        epoch = epoch_work(self.rows, self.architecture, checkpointing=self.setup.execution.checkpointing)
+        seen = min(share, 1.0) if self.setup.execution.cached else share
+        return replace(epoch.times(share), vision=epoch.vision * seen)
 
     def seconds(self, last: PastRun | None = None) -> float | None:
         """How long training takes: at the rate of the last run, else at a share of the machine's; None if it has none."""
@@ -115,6 +131,11 @@ class Outlook:
         if self.machine.flops_per_second is None:
             return None
         return self.work.total / (self.machine.flops_per_second * ASSUMED_EFFICIENCY)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the base model, by which runs on another are told apart."""
+        return sum(math.prod(shape) for _, shape in self.architecture.weights())
 
     def adapter_bytes(self) -> tuple[int, int, int]:
         """Bytes of the adapter, its gradients and the optimizer's state."""
@@ -134,6 +155,7 @@ class Outlook:
             "phase": self.peak.name,
             "seconds": self.seconds(last),
             "flops": self.work.total,
+            "parameters": self.parameters,
             "steps": steps(self.recipe, self.rows),
         }
 

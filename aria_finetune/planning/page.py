@@ -15,7 +15,6 @@ from aria_finetune.planning.setup import steps
 
 BAR = 40
 """Columns of the longest bar of the histogram."""
-SHOWN_REASONS = 3
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -36,7 +35,7 @@ def show_expectation(outlook: Outlook, last: PastRun | None, console: Console) -
     seconds = outlook.seconds(last)
     time = "" if seconds is None else f", about {_duration(seconds)} of training"
     console.print(
-        f"expected: {outlook.peak.bytes / GIB:.2f} GiB of {outlook.machine.memory / GIB:.1f} at most "
+        f"expected: {outlook.needed_bytes / GIB:.2f} GiB of {outlook.machine.memory / GIB:.1f} at most "
         f"({outlook.peak.name}){time}",
         highlight=False,
     )
@@ -101,7 +100,7 @@ def _parts(phase: Phase) -> str:
 
 def _show_verdict(plan: Plan, console: Console) -> None:
     outlook = plan.outlook
-    there, peak = outlook.machine.memory / GIB, outlook.peak.bytes / GIB
+    there, peak = outlook.machine.memory / GIB, outlook.needed_bytes / GIB
     verdict = "fits" if outlook.fits else "does not fit"
     tight = ", but tightly: plans may be a tenth off" if outlook.tight else ""
     console.print(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aria_finetune.planner.cards import card_of
+
 RUN_FILE = "run.json"
 GIB = 2**30
 
@@ -18,6 +20,7 @@ class PastRun:
 
     folder: Path
     device: str
+    parameters: int
     planned_gib: float
     measured_gib: float
     flops: float
@@ -35,18 +38,21 @@ class PastRun:
         return self.flops / self.seconds
 
 
-def last_run(output: Path, *, base: str, device: str) -> PastRun | None:
-    """The run at `output`, or the newest beside it, that finished on the same base model and the same device."""
+def last_run(output: Path, *, parameters: int, device: str) -> PastRun | None:
+    """The run at `output`, or the newest beside it, that finished on a base of the same size and on the same device."""
     files = [output / RUN_FILE, *sorted(output.parent.glob(f"*/{RUN_FILE}"), key=_age)]
-    return next((run for file in files for run in _read(file) if (run.device == device and _base(file) == base)), None)
+    runs = (run for file in files for run in _read(file))
+    return next((run for run in runs if run.parameters == parameters and _is_same(run.device, device)), None)
+
+
+def _is_same(ran_on: str, device: str) -> bool:
+    """Devices by what CUDA calls them, or by the name of their card."""
+    card = card_of(ran_on)
+    return ran_on == device or (card is not None and card.name == device)
 
 
 def _age(file: Path) -> float:
     return -file.stat().st_mtime
-
-
-def _base(file: Path) -> str | None:
-    return _described(file).get("base")
 
 
 def _read(file: Path) -> Iterator[PastRun]:
@@ -58,6 +64,7 @@ def _read(file: Path) -> Iterator[PastRun]:
         run = PastRun(
             folder=file.parent,
             device=str(described["device"]),
+            parameters=int(plan["parameters"]),
             planned_gib=float(plan["peak_gib"]),
             measured_gib=float(measured["peak_gib"]),
             flops=float(measured["flops"]),

@@ -8,9 +8,10 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count, islice
 
 from aria_finetune.data.chat import ChatTokenizer
@@ -26,7 +27,7 @@ from aria_finetune.recipe import Recipe
 from aria_finetune.run_size import planned_steps, updates_per_epoch
 
 WIDTHS = {"bfloat16": 2, "float32": 4}
-LOOKED_AHEAD = 100_000
+LOOKED_AHEAD = 10_000
 """Rows, in the order of training, that are looked at for the lengths of micro-batches."""
 WORST = 8
 """Rows that are planned anew to see what a change of how they are shown does to the longest."""
@@ -65,7 +66,7 @@ class Rows:
     viewing: Viewing
     chat: ChatTokenizer = field(repr=False)
 
-    @property
+    @cached_property
     def pictures(self) -> bool:
         """Whether any row has one."""
         return any(plan.sights for rows in (self.training, self.evaluation) for plan in rows.plans)
@@ -73,68 +74,85 @@ class Rows:
     def largest(self, recipe: Recipe) -> tuple[Batch, Batch | None]:
         """The largest micro-batch of training and of evaluation, if all rows of one were the longest there are."""
         train = recipe.train
-        wanted = self.evaluation.plans if recipe.eval_strategy != "no" else []
-        evaluation = largest_batch(wanted, train.per_device_eval_batch_size, range(len(wanted)))
-        order = islice(_order(self.training, train.seed), min(rows_seen(recipe, self), LOOKED_AHEAD))
-        training = largest_batch(self.training.plans, train.per_device_train_batch_size, order)
-        return replace(training, other_lengths=evaluation.lengths), evaluation if wanted else None
+        shown = self._shown(recipe)
+        training, evaluation = (self._plans(rows, shown) for rows in (self.training, self.evaluation))
+        wanted = evaluation if recipe.eval_strategy != "no" else []
+        evaluated = largest_batch(wanted, train.per_device_eval_batch_size)
+        trained = largest_batch(training, train.per_device_train_batch_size)
+        trained = replace(trained, lengths=self._lengths(recipe), other_lengths=min(len(wanted), evaluated.lengths))
+        return trained, evaluated if wanted else None
 
-    def under(self, recipe: Recipe) -> Rows:
-        """These rows as another recipe shows them; of pictures and frames, only the longest are planned anew.
-
-        Rows that no longer fit are left out.
-        """
+    def _shown(self, recipe: Recipe) -> Viewing:
         data = recipe.data
-        viewing = replace(
+        return replace(
             self.viewing,
             image_size=data.image_size,
             split_images=data.split_images,
             num_frames=data.num_frames,
             max_tokens=data.max_tokens,
         )
+
+    def _plans(self, rows: RowSet, viewing: Viewing) -> list[RowPlan]:
+        """All rows as they were planned; or, shown otherwise, those that may be the largest then, planned anew.
+
+        These are the longest, those with the most pictures, the longest without any, and, as the limit of tokens may be what
+        changed, the longest of those that are within it as they are.
+        """
         if viewing == self.viewing:
-            return self
-        shorter = replace(self.viewing, max_tokens=viewing.max_tokens) == viewing
+            return rows.plans
+        within = [plan for plan in rows.plans if plan.tokens <= viewing.max_tokens]
+        again = [
+            *heapq.nlargest(WORST, rows.plans, key=_tokens),
+            *heapq.nlargest(WORST, rows.plans, key=_tiles),
+            *heapq.nlargest(WORST, within, key=_tokens),
+            *heapq.nlargest(1, (plan for plan in within if not plan.sights), key=_tokens),
+        ]
         with closing(Inspector()) as inspector:
-            training, evaluation = (
-                RowSet(
-                    [plan for plan in rows.plans if plan.tokens <= viewing.max_tokens]
-                    if shorter
-                    else list(self._again(rows.plans, viewing, inspector)),
-                    rows.spans,
-                    rows.weights,
-                )
-                for rows in (self.training, self.evaluation)
-            )
-        return replace(self, training=training, evaluation=evaluation, viewing=viewing)
+            return [plan for row in again if (plan := self._again(row, viewing, inspector)) is not None]
 
-    def _again(self, plans: Sequence[RowPlan], viewing: Viewing, inspector: Inspector) -> Iterator[RowPlan]:
-        for plan in _longest(plans, WORST):
-            try:
-                yield plan_row(plan.record, viewing, self.chat, inspector=inspector)
-            except RecordError:
-                continue
+    def _again(self, row: RowPlan, viewing: Viewing, inspector: Inspector) -> RowPlan | None:
+        try:
+            return None if row.lost else plan_row(row.record, viewing, self.chat, inspector=inspector)
+        except RecordError:
+            return None
+
+    def _lengths(self, recipe: Recipe) -> int:
+        """How many different lengths micro-batches have, each as long as its longest row, as far as is looked ahead."""
+        size, plans = recipe.train.per_device_train_batch_size, self.training.plans
+        coming = islice(_order(self.training, recipe.train.seed), min(rows_seen(recipe, self), LOOKED_AHEAD))
+        tokens = [plans[row].tokens for row in coming]
+        return max(len({max(tokens[start : start + size]) for start in range(0, len(tokens), size)}), 1)
 
 
-def largest_batch(plans: Sequence[RowPlan], rows: int, order: Iterable[int]) -> Batch:
-    """A micro-batch of `rows` rows, each of which has the most tokens, labels and tiles that any row has.
-
-    `order` is that in which rows come; it gives the lengths of micro-batches, each as long as its longest row.
-    """
-    tiles = [Counter[int]() for _ in plans]
-    for sizes, plan in zip(tiles, plans, strict=True):
-        for sight in plan.sights:
-            sizes[sight.tile] += sight.tiles
-    most = {size: max(count[size] for count in tiles) * rows for count in tiles for size in count}
-    coming = [plans[row].tokens for row in order if row < len(plans)]
-    lengths = {max(coming[start : start + rows]) for start in range(0, len(coming), rows)}
+def largest_batch(plans: Sequence[RowPlan], rows: int) -> Batch:
+    """A micro-batch of `rows` rows, each of which has the most tokens, labels and tiles that any row has."""
+    most: dict[int, int] = {}
+    for plan in plans:
+        for tile, tiles in tiles_of(plan).items():
+            most[tile] = max(most.get(tile, 0), tiles * rows)
     return Batch(
         rows=rows,
-        tokens=max((plan.tokens for plan in plans), default=0),
+        tokens=max(map(_tokens, plans), default=0),
         labels=max((plan.labels for plan in plans), default=0) * rows,
         tiles=most,
-        lengths=max(len(lengths), 1),
+        lengths=len(set(map(_tokens, plans))),
     )
+
+
+def tiles_of(plan: RowPlan) -> Counter[int]:
+    """Tiles of a row by their side in pixels."""
+    tiles = Counter[int]()
+    for sight in plan.sights:
+        tiles[sight.tile] += sight.tiles
+    return tiles
+
+
+def _tokens(plan: RowPlan) -> int:
+    return plan.tokens
+
+
+def _tiles(plan: RowPlan) -> int:
+    return tiles_of(plan).total()
 
 
 def steps(recipe: Recipe, rows: Rows) -> int:
@@ -158,27 +176,17 @@ def epochs(recipe: Recipe, rows: Rows) -> float:
     return min(rows_seen(recipe, rows) / max(epoch_rows(recipe, rows), 1), _limit(recipe))
 
 
-def epoch_work(rows: Rows, architecture: Architecture) -> Work:
+def epoch_work(rows: Rows, architecture: Architecture, *, checkpointing: bool) -> Work:
     """Operations of an epoch: every source by its weight."""
     total = Work(0, 0, 0, 0)
     for span, weight in zip(rows.training.spans, rows.training.weights, strict=True):
-        source = sum_of_work([rows.training.plans[row] for row in span], architecture)
-        total += Work(*(part * weight for part in (source.decoder, source.attention, source.vision, source.head)))
-    return total
-
-
-def sum_of_work(plans: Sequence[RowPlan], architecture: Architecture) -> Work:
-    """Operations of a step on each of some rows."""
-    kinds: Counter[tuple[int, int, tuple[tuple[int, int], ...]]] = Counter()
-    for plan in plans:
-        tiles = Counter[int]()
-        for sight in plan.sights:
-            tiles[sight.tile] += sight.tiles
-        kinds[plan.tokens, plan.labels, tuple(sorted(tiles.items()))] += 1
-    total = Work(0, 0, 0, 0)
-    for (tokens, labels, sizes), times in kinds.items():
-        work = row_work(architecture, tokens, labels, dict(sizes))
-        total += Work(*(part * times for part in (work.decoder, work.attention, work.vision, work.head)))
+        kinds = Counter(
+            (plan.tokens, plan.labels, tuple(sorted(tiles_of(plan).items())))
+            for plan in (rows.training.plans[row] for row in span)
+        )
+        for (tokens, labels, tiles), times in kinds.items():
+            work = row_work(architecture, tokens, labels, dict(tiles), checkpointing=checkpointing)
+            total += work.times(times * weight)
     return total
 
 
@@ -194,7 +202,3 @@ def _order(rows: RowSet, seed: int) -> Iterator[int]:
 
 def _limit(recipe: Recipe) -> float:
     return math.inf if recipe.train.max_steps > 0 else recipe.train.num_train_epochs
-
-
-def _longest(plans: Sequence[RowPlan], count: int) -> list[RowPlan]:
-    return heapq.nlargest(count, (plan for plan in plans if plan.lost is None), key=lambda plan: plan.tokens)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from transformers import AriaConfig
 
+from aria_finetune.errors import UserError
 from aria_finetune.model.filling import empty_aria
 from aria_finetune.planner.architecture import Architecture
 from aria_finetune.tiny import CHECKPOINT
@@ -66,3 +69,20 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(section: str) -> No
         shorter = {**written, section: {name: value for name, value in written[section].items() if name != key}}
         due = Architecture.from_config(AriaConfig(**shorter).to_dict())
         assert Architecture.from_config(shorter) == due, key
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"text_config": {"num_hidden_layers": "28"}}, "text_config.num_hidden_layers is '28'"),
+        ({"text_config": {"moe_num_experts": 0}}, "text_config.moe_num_experts is 0"),
+        ({"text_config": {"hidden_size": -5}}, "text_config.hidden_size is -5"),
+        ({"text_config": ["odd"]}, "text_config is"),
+        ({"vision_config": {"patch_size": 1.5}}, "vision_config.patch_size is 1.5"),
+        ({"projector_patch_to_query_dict": {"a": 1}}, "projector_patch_to_query_dict is"),
+        ({"projector_patch_to_query_dict": [1]}, "projector_patch_to_query_dict is"),
+    ],
+)
+def test_what_is_no_size_is_named(change: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        Architecture.from_config(real().to_dict() | change)

@@ -18,6 +18,9 @@ from aria_finetune.planner.cards import CARDS, card_of, find_card
         ("a100-40 gib", "A100 40GB"),
         ("RTX 6000 Ada", "RTX 6000 Ada"),
         ("l4", "L4"),
+        ("rtx4090", "RTX 4090"),
+        ("GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
     ],
 )
 def test_what_a_person_writes(text: str, due: str) -> None:
@@ -26,7 +29,7 @@ def test_what_a_person_writes(text: str, due: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a100", "may be A100 40GB or A100 80GB"), ("gtx 970", "no card 'gtx 970' is known"), ("", "may be")],
+    [("a100", "may be A100 40GB or A100 80GB"), ("gtx 970", "no card 'gtx 970' is known"), ("", "no card")],
 )
 def test_what_is_no_card(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -48,7 +48,7 @@ def test_what_can_not_fit_is_exit_code_2_and_names_the_keys(tmp_path: Path) -> N
     code, said = run(f"output.dir={tmp_path / 'run'}", "--gpu-memory", "0.5")
     assert code == 2
     assert "does not fit" in said
-    assert "error: the run will not fit" in said
+    assert "the run will not fit" in said
     assert "train.per_device_train_batch_size=1" in said
 
 
