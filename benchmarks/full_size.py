@@ -174,7 +174,7 @@ def plan_of(arguments: argparse.Namespace, config: AriaConfig) -> tuple[dict[str
     runtime = peak.parts["runtime"] if arguments.device == "cuda" else 0  # torch does not allocate it
     adapter, *_ = adapter_bytes(setup.adapter, setup.architecture)
     parts = {part.name: part.bytes for part in model_components(setup.architecture, setup.holding)}
-    return {**parts, "adapter": adapter, "expert buffers": peak.parts.get("expert buffers", 0)}, peak.bytes - runtime
+    return {**parts, "adapter": adapter}, peak.bytes - runtime
 
 
 class Watcher(TrainerCallback):  # type: ignore[misc]

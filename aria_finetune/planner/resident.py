@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aria_finetune.model.parts import Component, Home, Tensor, as_components, part_of
+from aria_finetune.model.parts import BUFFERS, Component, Home, Tensor, as_components, part_of
 from aria_finetune.planner.architecture import Architecture
 
 BLOCK, NESTED_BLOCK = 64, 256
@@ -89,5 +89,8 @@ def _tensors(architecture: Architecture, holding: Holding) -> Iterator[Tensor]:
             yield Tensor(name, weights, "float32", weights * FLOAT32)
         else:
             yield Tensor(name, weights, DTYPES[holding.width], weights * holding.width, home)
+    if holding.experts_on_host:  # two layers of them on the device, one in use and one on its way
+        layer = (math.prod(shape) for name, shape in architecture.decoder_layer() if name.startswith("mlp.experts."))
+        yield Tensor(BUFFERS, 0, "uint8", 2 * sum(map(nf4_bytes, layer)))
     # The frequencies of the rotary embedding, and those they were before any scaling.
     yield Tensor("inv_freq", 0, "float32", 2 * (architecture.head_dim // 2) * FLOAT32)

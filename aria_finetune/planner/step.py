@@ -144,15 +144,7 @@ class Setup:
         parts = model_components(self.architecture, self.holding)
         model = sum(part.bytes for part in parts) - self.host_bytes()
         runtime = CUDA_CONTEXT if self.execution.device == "cuda" else CPU_RUNTIME
-        return {"model": model, "expert buffers": self._expert_buffers(), "runtime": runtime}
-
-    def _expert_buffers(self) -> int:
-        """Two layers of packed experts on the device, one in use and one on its way."""
-        if not self.holding.experts_on_host:
-            return 0
-        parts = model_components(self.architecture, self.holding)
-        experts = sum(part.bytes for part in parts if part.name == "routed experts")
-        return 2 * experts // self.architecture.layers
+        return {"model": model, "runtime": runtime}
 
     def _reading(self) -> int:
         """Pieces of the largest tensors, of which none is larger than the tensor."""
