@@ -127,3 +127,10 @@ def test_loading(made: Path, tmp_path: Path) -> None:
     assert found["ours"]["logits"] == found["nf4"]["logits"] != found["stock"]["logits"]
     assert found["ours"]["model_bytes"] == found["nf4"]["model_bytes"]
     assert found["nf4_share_of_seconds"] == round(found["nf4"]["seconds"] / found["ours"]["seconds"], 4)
+
+
+def test_the_first_checks_on_a_gpu_run_on_a_cpu() -> None:
+    words = ("--device", "cpu", "--scale", "small", "--layers", "2", "--tokens", "40", "48")
+    found = result(run("first_gpu.py", *words))
+    assert [step["tokens"] for step in found["steps"]] == [40, 48]
+    assert set(map(tuple, found["nf4_differs_in"].values())) == {()}
