@@ -1,8 +1,8 @@
 """Peak memory of a run by phase, from what each phase holds at its fullest.
 
 What a layer holds for a token is counted from the tensors that its forward leaves to its backward, and from those that the
-backward has at the same time; the comments name them. On a CPU the counts are held against measured peaks (docs/plan.md); on CUDA nothing has been measured. Letters: H hidden, I width of an expert, K experts to a token,
-S width of the shared experts, T tokens of a micro-batch, V vocabulary. Knows nothing of how a step is computed beyond that.
+backward has at the same time; the comments name them. On a CPU the counts are held against measured peaks (docs/plan.md); on
+CUDA nothing has been measured. Knows nothing of how a step is computed beyond that.
 """
 
 from __future__ import annotations
@@ -29,17 +29,6 @@ TILES_AT_A_TIME = {490: 4, 980: 1}
 """Tiles that go through the vision tower together on a GPU, by their side in pixels (model/vision.py)."""
 CUDA_CONTEXT = 512 * MIB
 """What a process takes on a card before its first tensor, with the workspaces of cuBLAS."""
-CPU_RUNTIME = 64 * MIB
-"""What libraries take on a CPU from their first use on: threads, arenas, modules imported late."""
-KERNEL_BYTES = 0.4 * MIB
-"""Of machine code that oneDNN writes for the shape of a 16-bit product on a CPU, and keeps; measured."""
-KEPT_KERNELS = 4096
-DENSE_KERNELS, FORWARD_KERNELS, TOWER_KERNELS = 30, 10, 16
-"""Shapes of products that every number of tokens brings anew: attention, its adapters, shared experts, lm_head."""
-TILES_AT_A_TIME = {490: 4, 980: 1}
-"""Tiles that go through the vision tower together on a GPU, by their side in pixels (model/vision.py)."""
-CUDA_CONTEXT = 512 * MIB
-"""What a process takes on a card before its first tensor, with the workspaces of cuBLAS."""
 CPU_RUNTIME = 48 * MIB
 """What libraries take on a CPU from their first use on: threads, arenas, modules imported late."""
 KERNEL_BYTES = 0.4 * MIB
@@ -47,8 +36,6 @@ KERNEL_BYTES = 0.4 * MIB
 KEPT_KERNELS = 4096
 DENSE_KERNELS, FORWARD_KERNELS, TOWER_KERNELS = 30, 10, 16
 """Shapes of products that every number of tokens brings anew: attention, its adapters, shared experts, lm_head."""
-HOARDED_BELOW = 4 * MIB
-"""Larger blocks are given back at once (libraries.py); glibc keeps smaller ones, in pieces that later ones don't fit."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +166,8 @@ class Setup:
     def _loss(self, batch: Batch) -> int:
         """TRL's fused lm_head: a tile of logits as wide as it ever gets, and on a CPU what is made of it in fp32."""
         a, width = self.architecture, self.holding.width
-        if (
-            self.holding.packed_head
-        ):  # ours: a slice of the head unpacked, a tile of its logits, sums of the head's rows
+        if self.holding.packed_head:
+            # Our own: a slice of the head unpacked, tiles of its logits, sums of the head's rows.
             unpacked = min(a.vocabulary, HEAD_ROWS) * a.hidden * (width + FLOAT32)
             logits = 4 * min(batch.labels, HEAD_TOKENS) * HEAD_ROWS * FLOAT32
             return unpacked + logits + 3 * batch.labels * a.hidden * FLOAT32
