@@ -5,10 +5,8 @@ from __future__ import annotations
 from aria_finetune.checkpoint.space import require_space
 from aria_finetune.recipe import Recipe
 from aria_finetune.run_folder import RunFolder
-from aria_finetune.run_size import kept_saves, run_bytes
+from aria_finetune.run_size import DISK_REMEDY, kept_saves, run_bytes
 from aria_finetune.trainer import AriaTrainer
-
-DISK_REMEDY = "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk"
 
 
 def check_space(recipe: Recipe, run: RunFolder, trainer: AriaTrainer) -> None:

@@ -49,7 +49,7 @@ class Material:
     @property
     def has_pictures(self) -> bool:
         """Whether any row shows one."""
-        return any(plan.sights for plan in self.plans)
+        return self.train_rows.has_pictures or self.eval_rows.has_pictures
 
 
 def prepare(

@@ -34,8 +34,7 @@ class MemoryMeter:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        held = _status()
-        self._before = held.get("RssAnon", _highest_resident())
+        self._before = anonymous_bytes()
 
     def begin(self) -> None:
         """What was mapped until now, to be read, counts no more: from here on mapped files only grow."""
@@ -51,6 +50,11 @@ class MemoryMeter:
         now = _status()
         highest = now["VmHWM"] - now["RssFile"] if "RssFile" in now else _highest_resident()
         return max(highest - self._before, 0) / GIB
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that no file backs; where there is no /proc, its largest resident size."""
+    return _status().get("RssAnon", _highest_resident())
 
 
 def _status() -> dict[str, int]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from aria_finetune.durations import duration
 from aria_finetune.run_folder import METRICS_FILE, RunFolder
 
 PLAIN_SECONDS = 5.0
@@ -87,13 +88,6 @@ def describe(logs: dict[str, float]) -> str:
         f"{logs['images_per_second']:.1f} images/s  {logs['peak_memory_gib']:.1f} GiB  "
         f"{duration(logs['seconds_left'])} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `1:02:03` or `2:03`."""
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def _finite(value: Any) -> Any:

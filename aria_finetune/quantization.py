@@ -6,7 +6,6 @@ stopped, and ends in the same bytes. Knows checkpoints on disk. Knows nothing of
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
@@ -37,7 +36,7 @@ from aria_finetune.model.nf4_checkpoint import (
 )
 from aria_finetune.model.weight_stream import read_ahead
 from aria_finetune.provenance import hash_file
-from aria_finetune.staging import replace_text, sync, sync_tree
+from aria_finetune.staging import lock_alone, replace_text, sync, sync_tree
 
 DTYPE = torch.bfloat16
 """In which weights are packed, as they are while they load for training in bf16."""
@@ -176,13 +175,8 @@ def _workplace(output: Path) -> Iterator[Path]:
     folder = output.with_name(f".{output.name}.quantizing")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            fix = "wait for it, or name another output"
-            raise UserError("another process is quantising to it", where=str(output), fix=fix) from error
-        except OSError:
-            pass  # some network file systems have no locks
+        fix = "wait for it, or name another output"
+        lock_alone(lock, UserError("another process is quantising to it", where=str(output), fix=fix))
         yield folder
 
 

@@ -6,7 +6,6 @@ that could not be read. Knows files, nothing of training.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.errors import UserError
 from aria_finetune.redaction import redact_values
-from aria_finetune.staging import finish_removals, remove_folder, replace_text, sync
+from aria_finetune.staging import finish_removals, lock_alone, remove_folder, replace_text, sync
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -220,10 +219,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Keep other processes out of a run's folder; whether that worked: some network file systems have no locks.
-
-    A record lock, because a forked worker that outlives its killed parent by seconds would go on holding any other.
-    """
+    """Keep other processes out of a run's folder; whether that worked, as `lock_alone` says."""
     try:
         file = (path / LOCK_FILE).open("w")
     except OSError as error:
@@ -231,16 +227,8 @@ def _locked(path: Path) -> Iterator[bool]:
             f"the run's folder can't be written to: {error.strerror}", where=str(path), fix="choose another output.dir"
         ) from error
     with file:
-        held = True
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                "another process works in this run's folder", where=str(path), fix="wait for it, or stop it"
-            ) from error
-        except OSError:
-            held = False
-        yield held
+        busy = UserError("another process works in this run's folder", where=str(path), fix="wait for it, or stop it")
+        yield lock_alone(file, busy)
 
 
 def _remove_empty(folders: list[Path]) -> None:

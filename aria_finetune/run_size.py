@@ -14,6 +14,7 @@ from aria_finetune.recipe import Recipe
 STATE_PER_ADAPTER_BYTE = 2
 """AdamW keeps two numbers for each trained one."""
 SPARE_BYTES = 2**20
+DISK_REMEDY = "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk"
 PROCESSOR_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 """Endings of the files of tokenizer and processor, which go into every checkpoint."""
 

@@ -5,16 +5,35 @@ Knows nothing of what is written.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from aria_finetune.errors import UserError
 
 REMOVED = ".removed-"
 """How the name of a folder begins that is being removed."""
+
+
+def lock_alone(file: IO[str], busy: UserError) -> bool:
+    """Keep other processes out for as long as `file` is open; whether that worked: some network file systems have no locks.
+
+    A record lock, because a forked worker that outlives its killed parent by seconds would go on holding any other.
+
+    Raises:
+        UserError: `busy`, as another process holds it.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise busy from error
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aria_finetune.durations import duration
 from aria_finetune.libraries import names_local_model
 from aria_finetune.material import Material
 from aria_finetune.model.parts import Component
-from aria_finetune.progress import duration
 from aria_finetune.recipe import Recipe
 from aria_finetune.run_folder import PICTURE_FILE, REJECTS_FILE, ROWS_FILE, SKIPPED_FILE, RunFolder
 
@@ -23,11 +23,7 @@ def show_rows(material: Material, console: Console) -> None:
         counts = rows.counts()
         if not counts["rows"] and not counts["rejected"]:
             continue
-        console.print(
-            f"{kind}: {counts['rows']:,} rows, {counts['tokens']:,} tokens ({counts['labels']:,} in the loss), "
-            f"{counts['images']:,} images, {counts['videos']:,} videos",
-            highlight=False,
-        )
+        console.print(f"{kind}: {rows.describe()}", highlight=False)
         for reason, count in rows.reasons().items():
             console.print(f"  rejected: {count} {reason}", highlight=False)
         lost = sum(plan.lost is not None for plan in rows.plans)

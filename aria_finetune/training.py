@@ -27,7 +27,7 @@ from aria_finetune.data.begun import read_begun_rows, write_begun_rows
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
 from aria_finetune.data.dataset import EpochOrder, write_rejects
-from aria_finetune.disk_need import DISK_REMEDY, check_space
+from aria_finetune.disk_need import check_space
 from aria_finetune.errors import UserError
 from aria_finetune.feature_cache import RunFeatures, check_feature_folder, run_features
 from aria_finetune.interruption import Interrupted, Interruption
@@ -39,7 +39,7 @@ from aria_finetune.model.loading import Watch
 from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora
 from aria_finetune.model.offloading import LayerInputs
 from aria_finetune.model.parts import Component
-from aria_finetune.planning import outlook_of_run, refuse_unfit
+from aria_finetune.planning import choose_machine, outlook_of_run, refuse_unfit
 from aria_finetune.planning.page import show_expectation
 from aria_finetune.planning.setup import Rows
 from aria_finetune.progress import ProgressReport
@@ -58,7 +58,7 @@ from aria_finetune.run_folder import (
     resume_run_folder,
 )
 from aria_finetune.run_report import describe_result, describe_run
-from aria_finetune.run_size import checkpoint_bytes
+from aria_finetune.run_size import DISK_REMEDY, checkpoint_bytes
 from aria_finetune.sources import build_viewing
 from aria_finetune.staging import staged_folder, sync, sync_tree
 from aria_finetune.summary import draw_losses, show_base, show_components, show_result, show_rows
@@ -163,8 +163,9 @@ def expect(recipe: Recipe, material: Material, console: Console, *, going_on: bo
     Raises:
         UserError: it can't fit on the GPU, by more than plans are off.
     """
-    rows = Rows(material.train_rows, material.eval_rows, build_viewing(recipe, material.checkpoint), material.chat)
-    outlook, last = outlook_of_run(recipe, material.checkpoint, rows)
+    viewing = build_viewing(recipe, material.checkpoint)
+    rows = Rows(material.train_rows, material.eval_rows, viewing, material.chat, recipe.train.seed)
+    outlook, last = outlook_of_run(recipe, material.checkpoint, rows, choose_machine(recipe))
     if outlook.machine.device == "cuda" and not going_on:
         refuse_unfit(outlook, tolerance=PLAN_ERROR)
     promise = outlook.promise(last)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 from transformers.models.aria.modeling_aria import AriaTextTopKRouter
 
-STATUS = Path("/proc/self/status")
+from aria_finetune.memory import anonymous_bytes
+
 SAMPLING_SECONDS = 0.002
 
 
@@ -66,15 +64,6 @@ def peak_memory(device: str) -> Iterator[Peak]:
     finally:
         done.set()
         sampler.join()
-
-
-def anonymous_bytes() -> int:
-    """Resident memory of this process that no file backs; where there is no /proc, its largest resident size."""
-    if not STATUS.exists():
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
 
 
 def seconds(device: str, work: Callable[[], None]) -> float:

@@ -81,6 +81,7 @@ LAYERS: dict[str, Layer] = {
     "tiny": Layer(("tiny",), knows=("errors",), never=frozenset({"peft", "trl", "datasets", "bitsandbytes"})),
     "memory": Layer(("memory",), knows=("errors",), never=frozenset({"trl"})),
     "layer_progress": Layer(("layer_progress",), never=HEAVY),
+    "durations": Layer(("durations",), never=HEAVY),
     "quantization": Layer(
         ("quantization",),
         knows=("checkpoint", "model", "provenance", "staging", "errors"),
@@ -100,7 +101,7 @@ LAYERS: dict[str, Layer] = {
         never=frozenset({"transformers", "peft", "trl", "datasets", "bitsandbytes"}),
     ),
     "run_folder": Layer(("run_folder",), knows=("staging", "redaction", "errors"), never=TRAINING_STACK),
-    "progress": Layer(("progress",), knows=("run_folder", "errors"), never=frozenset({"trl"})),
+    "progress": Layer(("progress",), knows=("durations", "run_folder", "errors"), never=frozenset({"trl"})),
     "planner": Layer(("planner",), knows=("model", "errors"), never=HEAVY),
     "run_size": Layer(("run_size",), knows=("checkpoint", "recipe"), never=TRAINING_STACK),
     "planning": Layer(
@@ -110,6 +111,7 @@ LAYERS: dict[str, Layer] = {
             "checkpoint",
             "data",
             "data_formats",
+            "durations",
             "media",
             "memory",
             "model",
@@ -126,7 +128,7 @@ LAYERS: dict[str, Layer] = {
     "material": Layer(("material",), knows=(*BUILDERS, "recipe", "sources"), never=frozenset({"trl"})),
     "summary": Layer(
         ("summary",),
-        knows=(*BUILDERS, "recipe", "material", "run_folder", "progress"),
+        knows=(*BUILDERS, "durations", "recipe", "material", "run_folder"),
         never=frozenset({"trl"}),
     ),
     "viewing": Layer(

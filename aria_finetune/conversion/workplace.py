@@ -7,7 +7,6 @@ moment leaves either all that was finished or a folder without a plan, which cou
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from aria_finetune.conversion.dataset import is_over_limit
 from aria_finetune.conversion.media_store import INCOMING, MEDIA_FOLDER
 from aria_finetune.conversion.work import PARTS
 from aria_finetune.errors import UserError
-from aria_finetune.staging import REMOVED, finish_removals, remove_folder, replace_text
+from aria_finetune.staging import REMOVED, finish_removals, lock_alone, remove_folder, replace_text
 
 PLAN = "plan.json"
 LOCK = ".lock"
@@ -52,13 +51,8 @@ def working_folder(output: Path) -> Iterator[Path]:
     folder = output.with_name(f".{output.name}.converting")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            fix = "wait for it, or name another output"
-            raise UserError("another process is converting to it", where=str(output), fix=fix) from error
-        except OSError:
-            pass  # some network file systems have no locks
+        fix = "wait for it, or name another output"
+        lock_alone(file, UserError("another process is converting to it", where=str(output), fix=fix))
         try:
             check_output(output)  # the process that was here before may have come to its end just now
             yield folder

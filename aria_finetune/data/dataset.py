@@ -85,6 +85,19 @@ class RowSet:
             "rejected": len(self.rejects),
         }
 
+    def describe(self) -> str:
+        """The counts of what is used, in words."""
+        counts = self.counts()
+        return (
+            f"{counts['rows']:,} rows, {counts['tokens']:,} tokens ({counts['labels']:,} in the loss), "
+            f"{counts['images']:,} images, {counts['videos']:,} videos"
+        )
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any row shows one."""
+        return any(plan.sights for plan in self.plans)
+
     def reasons(self) -> dict[str, int]:
         """Rejected rows by reason code."""
         return dict(sorted(Counter(reject.reason for reject in self.rejects).items()))

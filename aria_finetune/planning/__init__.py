@@ -20,18 +20,18 @@ from aria_finetune.checkpoint.space import free_bytes, require_space
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.dataset import check_rejects
 from aria_finetune.errors import UserError
-from aria_finetune.memory import memory_gib
+from aria_finetune.memory import GIB, memory_gib
 from aria_finetune.model.hub_layout import CheckpointSettings, open_settings
 from aria_finetune.model.settings import load_tokenizer
 from aria_finetune.planner.architecture import Architecture
 from aria_finetune.planner.cards import card_of, find_card
 from aria_finetune.planner.rows import Bin, histogram, quantiles
 from aria_finetune.planning.knobs import Saving, fitting, savings
-from aria_finetune.planning.outlook import GIB, Machine, Outlook
+from aria_finetune.planning.outlook import Machine, Outlook
 from aria_finetune.planning.past import PastRun, last_run
 from aria_finetune.planning.setup import Rows, epoch_rows, steps
 from aria_finetune.recipe import Recipe
-from aria_finetune.run_size import checkpoint_bytes, kept_saves, run_bytes, updates_per_epoch
+from aria_finetune.run_size import DISK_REMEDY, checkpoint_bytes, kept_saves, run_bytes, updates_per_epoch
 from aria_finetune.sources import RowReader, build_viewing
 
 __all__ = [
@@ -72,6 +72,7 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         outlook, rows = self.outlook, self.outlook.rows
+        components = outlook.components()
         tokens = [plan.tokens for plan in rows.training.plans]
         return {
             "machine": asdict(outlook.machine),
@@ -83,8 +84,8 @@ class Plan:
                 "counting_seconds": round(self.counting_seconds, 3),
             },
             "steps": steps(outlook.recipe, rows),
-            "components": outlook.components(),
-            "bytes": {part["name"]: part["bytes"] for part in outlook.components()},
+            "components": components,
+            "bytes": {part["name"]: part["bytes"] for part in components},
             "phases": [{"name": phase.name, "bytes": phase.bytes, "parts": phase.parts} for phase in outlook.phases],
             "peak": {"phase": outlook.peak.name, "bytes": outlook.peak.bytes, "gib": outlook.peak.bytes / GIB},
             "host_bytes": outlook.setup.host_bytes(),
@@ -111,12 +112,9 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as store:
         reader = RowReader(recipe, viewing, chat, Path(store), any_rejects=True)
-        rows = Rows(*reader.training_and_evaluation(), viewing, chat)
+        rows = Rows(*reader.training_and_evaluation(), viewing, chat, recipe.train.seed)
     counted = time.monotonic() - began
-    architecture = Architecture.from_config(settings.config)
-    mapped = machine.device == "cpu" and "quantization_config" in settings.config
-    outlook = Outlook(recipe, architecture, rows, machine, mapped)
-    last = last_run(recipe.output_dir, parameters=outlook.parameters, device=machine.name)
+    outlook, last = outlook_of_run(recipe, settings, rows, machine)
     return Plan(
         outlook=outlook,
         savings=savings(recipe, machine.device, outlook.peak_of),
@@ -168,16 +166,16 @@ def refuse_full_disk(plan: Plan) -> None:
         UserError: fewer bytes are free than they take; both are named.
     """
     recipe, disk = plan.outlook.recipe, plan.disk
-    remedy = "free some space, lower train.save_total_limit or lora.rank, or set output.dir to another disk"
-    require_space(recipe.output_dir, disk["run"], "the run with its checkpoints", remedy)
+    require_space(recipe.output_dir, disk["run"], "the run with its checkpoints", DISK_REMEDY)
     if recipe.feature_folder is not None:
         remedy = "free some space, or name a folder on another disk as data.cache_image_features"
         require_space(recipe.feature_folder, disk["image_features"], "the cache of image features", remedy)
 
 
-def outlook_of_run(recipe: Recipe, settings: CheckpointSettings, rows: Rows) -> tuple[Outlook, PastRun | None]:
-    """What is to be expected of a run on this machine whose rows are planned already, and the last run like it."""
-    machine = choose_machine(recipe)
+def outlook_of_run(
+    recipe: Recipe, settings: CheckpointSettings, rows: Rows, machine: Machine
+) -> tuple[Outlook, PastRun | None]:
+    """What is to be expected of a run whose rows are planned already, and the last run like it."""
     mapped = machine.device == "cpu" and "quantization_config" in settings.config
     outlook = Outlook(recipe, Architecture.from_config(settings.config), rows, machine, mapped)
     return outlook, last_run(recipe.output_dir, parameters=outlook.parameters, device=machine.name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from aria_finetune.memory import GIB
 from aria_finetune.planner.architecture import Architecture
 from aria_finetune.planner.cards import Card
 from aria_finetune.planner.resident import adapter_bytes, model_components
@@ -17,7 +18,6 @@ from aria_finetune.planning.past import PastRun
 from aria_finetune.planning.setup import Rows, epoch_work, epochs, setup_of, steps
 from aria_finetune.recipe import Recipe
 
-GIB = 2**30
 LONGEST = 65_536
 """Tokens of Aria's context, beyond which no longer row is looked for."""
 OF_ROWS = ("loss", "backward")
@@ -59,9 +59,14 @@ class Outlook:
         return setup_of(self.recipe, self.architecture, self.machine.device, pictures=self.rows.pictures)
 
     @cached_property
+    def batches(self) -> tuple[Batch, Batch | None]:
+        """The largest micro-batch of training, and of evaluation if there is any."""
+        return self.rows.largest(self.recipe)
+
+    @cached_property
     def phases(self) -> list[Phase]:
         """What the run holds in each of its phases."""
-        return self.setup.phases(*self.rows.largest(self.recipe))
+        return self.setup.phases(*self.batches)
 
     @cached_property
     def peak(self) -> Phase:
@@ -100,7 +105,7 @@ class Outlook:
     def peak_of(self, recipe: Recipe) -> int:
         """The need in bytes of another recipe on the same rows, shown as that one says; this one's where none is left."""
         other = replace(self, recipe=recipe)
-        return other.needed_bytes if self.rows.largest(recipe)[0].tokens else self.needed_bytes
+        return other.needed_bytes if other.batches[0].tokens else self.needed_bytes
 
     def longest_row(self) -> int:
         """Tokens of the longest row, all in the loss, that fits as the recipe stands; 0 if none does."""

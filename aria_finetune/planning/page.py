@@ -5,11 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from aria_finetune.durations import duration
+from aria_finetune.memory import GIB
 from aria_finetune.planner.rows import Bin, quantiles
 from aria_finetune.planner.step import Phase
 from aria_finetune.planner.work import ASSUMED_EFFICIENCY
 from aria_finetune.planning import Plan
-from aria_finetune.planning.outlook import GIB, LONGEST, Outlook
+from aria_finetune.planning.outlook import LONGEST, Outlook
 from aria_finetune.planning.past import PastRun
 from aria_finetune.planning.setup import steps
 
@@ -33,7 +35,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 def show_expectation(outlook: Outlook, last: PastRun | None, console: Console) -> None:
     """Print in a line or two what a run that begins is expected to take."""
     seconds = outlook.seconds(last)
-    time = "" if seconds is None else f", about {_duration(seconds)} of training"
+    time = "" if seconds is None else f", about {duration(seconds)} of training"
     console.print(
         f"expected: {outlook.needed_bytes / GIB:.2f} GiB of {outlook.machine.memory / GIB:.1f} at most "
         f"({outlook.peak.name}){time}",
@@ -48,11 +50,7 @@ def _show_rows(plan: Plan, console: Console) -> None:
     for kind, these in (("training", rows.training), ("evaluation", rows.evaluation)):
         counts = these.counts()
         if counts["rows"] or counts["rejected"]:
-            console.print(
-                f"{kind}: {counts['rows']:,} rows, {counts['tokens']:,} tokens ({counts['labels']:,} in the loss), "
-                f"{counts['images']:,} images, {counts['videos']:,} videos",
-                highlight=False,
-            )
+            console.print(f"{kind}: {these.describe()}", highlight=False)
         for reason, count in these.reasons().items():
             first = next(reject for reject in these.rejects if reject.reason == reason)
             console.print(f"  rejected: {count} {reason}, the first {first.describe()}", highlight=False)
@@ -142,7 +140,7 @@ def _show_time(plan: Plan, console: Console) -> None:
         if plan.last is not None
         else f"an estimate at {ASSUMED_EFFICIENCY:.0%} of the device's bf16 rate; no run was measured"
     )
-    console.print(f"time: about {_duration(plan.seconds)} of training ({basis})", highlight=False)
+    console.print(f"time: about {duration(plan.seconds)} of training ({basis})", highlight=False)
 
 
 def _show_disk(plan: Plan, console: Console) -> None:
@@ -170,9 +168,3 @@ def _show_last(last: PastRun, console: Console) -> None:
 
 def _gib(count: int) -> str:
     return f"{count / GIB:,.2f}" if abs(count) >= GIB / 100 else f"{count / GIB:,.4f}"
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

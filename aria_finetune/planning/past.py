@@ -11,7 +11,6 @@ from typing import Any
 from aria_finetune.planner.cards import card_of
 
 RUN_FILE = "run.json"
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,18 @@ def setup_of(recipe: Recipe, architecture: Architecture, device: Device, *, pict
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a run, and how they were shown."""
+    """The rows of a run, how they were shown, and the seed of their order."""
 
     training: RowSet
     evaluation: RowSet
     viewing: Viewing
     chat: ChatTokenizer = field(repr=False)
+    seed: int
 
     @cached_property
     def pictures(self) -> bool:
         """Whether any row has one."""
-        return any(plan.sights for rows in (self.training, self.evaluation) for plan in rows.plans)
+        return self.training.has_pictures or self.evaluation.has_pictures
 
     def largest(self, recipe: Recipe) -> tuple[Batch, Batch | None]:
         """The largest micro-batch of training and of evaluation, if all rows of one were the longest there are."""
@@ -81,6 +82,12 @@ class Rows:
         trained = largest_batch(training, train.per_device_train_batch_size)
         trained = replace(trained, lengths=self._lengths(recipe), other_lengths=min(len(wanted), evaluated.lengths))
         return trained, evaluated if wanted else None
+
+    @cached_property
+    def _coming(self) -> list[int]:
+        """Tokens of rows in the order of training, which takes a shuffle of all of them and is the same for every knob."""
+        coming = islice(_order(self.training, self.seed), LOOKED_AHEAD)
+        return [self.training.plans[row].tokens for row in coming]
 
     def _shown(self, recipe: Recipe) -> Viewing:
         data = recipe.data
@@ -118,9 +125,8 @@ class Rows:
 
     def _lengths(self, recipe: Recipe) -> int:
         """How many different lengths micro-batches have, each as long as its longest row, as far as is looked ahead."""
-        size, plans = recipe.train.per_device_train_batch_size, self.training.plans
-        coming = islice(_order(self.training, recipe.train.seed), min(rows_seen(recipe, self), LOOKED_AHEAD))
-        tokens = [plans[row].tokens for row in coming]
+        size = recipe.train.per_device_train_batch_size
+        tokens = self._coming[: rows_seen(recipe, self)]
         return max(len({max(tokens[start : start + size]) for start in range(0, len(tokens), size)}), 1)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from conversion_sources import listing, llava, mixed_records, names, steady, write_source, written
 
-from aria_finetune.conversion import ConversionOptions, convert, workplace
+from aria_finetune import staging
+from aria_finetune.conversion import ConversionOptions, convert
 from aria_finetune.conversion.media_store import INCOMING
 from aria_finetune.conversion.plan import SPLIT_BYTES
 from aria_finetune.conversion.work import SplitResult, Work, Worker
@@ -241,7 +242,7 @@ class TestOneProcess:
         def unsupported(*_: object) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(workplace.fcntl, "lockf", unsupported)
+        monkeypatch.setattr(staging.fcntl, "lockf", unsupported)
         assert convert(source, tmp_path / "out", ANY_REJECTS).source_records == 120
 
 

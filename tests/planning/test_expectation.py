@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aria_finetune import planning
+from aria_finetune import planning, training
 from aria_finetune.errors import UserError
 from aria_finetune.material import prepare
 from aria_finetune.memory import GIB
@@ -54,7 +54,7 @@ def test_a_run_keeps_its_plan_and_what_was_measured(recipe_of: Callable[..., Rec
 def test_a_card_that_is_too_small_is_told_before_weights_are_read(
     device: str, refused: bool, recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "choose_machine", lambda _: Machine(device, "a small one", GIB // 100))  # type: ignore[arg-type]
+    monkeypatch.setattr(training, "choose_machine", lambda _: Machine(device, "a small one", GIB // 100))  # type: ignore[arg-type]
     material, said = prepare(recipe_of(), tmp_path), io.StringIO()
     if refused:
         with pytest.raises(UserError, match=r"the run will not fit: .* of a small one"):

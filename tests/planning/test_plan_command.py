@@ -1,4 +1,4 @@
-"""`plan` as it is typed: what it prints, its exit codes, and that a run keeps its plan beside what was measured."""
+"""`plan` as it is typed: what it prints, its exit codes, what it imports."""
 
 from __future__ import annotations
 

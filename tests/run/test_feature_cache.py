@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from PIL import Image
 from rich.console import Console
 from run_values import steady_metrics
 from safetensors.torch import load_file, save_file
+from stopping import stop_at
 
 from aria_finetune.conversion import ConversionOptions, convert
 from aria_finetune.data.decoding import Decoder
 from aria_finetune.errors import UserError
 from aria_finetune.feature_cache import RunFeatures, run_features
 from aria_finetune.features.store import FeatureStore, Form
-from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.material import prepare
 from aria_finetune.model.absent import Absent
 from aria_finetune.model.weight_stream import read_ahead
@@ -279,22 +278,6 @@ def test_the_tower_is_gone_while_training(make: Make, kept: str, monkeypatch: py
     run(make("run", "train.max_steps=1", "train.eval_strategy=no", cache=kept))
     assert len(towers) == 1
     assert isinstance(towers[0], Absent)
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, micro_batch: int) -> None:
-    """Train until a signal comes during the `micro_batch`-th micro-batch."""
-    interruption, left, original = Interruption(), [micro_batch], AriaTrainer.training_step
-
-    def step(self: AriaTrainer, *args: Any, **kwargs: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            interruption.asked = signal.SIGTERM
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AriaTrainer, "training_step", step)
-        with pytest.raises(Interrupted):
-            run(recipe, interruption=interruption)
 
 
 @pytest.mark.parametrize(("before", "after"), [(True, True), (False, True), (True, False)])

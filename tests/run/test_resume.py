@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from peft import PeftModel
 from rich.console import Console
 from run_values import steady_metrics
 from safetensors.torch import load_file
+from stopping import stop_at
 
 from aria_finetune.checkpoint.retention import checkpoints, newest_sealed
 from aria_finetune.errors import UserError
-from aria_finetune.interruption import Interrupted, Interruption
 from aria_finetune.material import load_base, prepare
 from aria_finetune.recipe import Recipe, load_recipe
 from aria_finetune.trainer import AriaTrainer
@@ -70,23 +69,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = folder / "recipe.yaml"
     file.write_text(RECIPE.format(data=DATA, output=folder / "run"))
     return train(load_recipe(file, []), Console(file=io.StringIO()))
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, micro_batch: int, *, resume: bool = False) -> None:
-    """Train until a signal comes during the `micro_batch`-th micro-batch, counted from this start."""
-    interruption, left = Interruption(), [micro_batch]
-    original = AriaTrainer.training_step
-
-    def step(self: AriaTrainer, *args: Any, **kwargs: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            interruption.asked = signal.SIGTERM
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AriaTrainer, "training_step", step)
-        with pytest.raises(Interrupted):
-            train(recipe, Console(file=io.StringIO()), resume=resume, interruption=interruption)
 
 
 def go_on(recipe: Recipe) -> tuple[Path, str]:
