@@ -83,6 +83,8 @@ def _free_knobs(recipe: Recipe) -> Iterator[Knob]:
             f"train.gradient_accumulation_steps={rows * train.gradient_accumulation_steps}",
             "the same updates, one row at a time; --resume goes on with it",
         )
+    if recipe.data.packing:
+        yield Knob("data.packing=false", "the same updates, more time where rows are short; --resume goes on with it")
     if not train.gradient_checkpointing:
         yield Knob("train.gradient_checkpointing=true", "a third more time; --resume goes on with it")
     if train.per_device_eval_batch_size > 1:

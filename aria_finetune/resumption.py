@@ -47,6 +47,8 @@ FREE_PLACES = re.compile(r"model\.path|data\.(train|eval)\.\d+\.(path|converter|
 """Where things lie may differ as well: what is read there is compared itself."""
 BATCH_KEYS = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
 """Their product may not differ; where each does, the same rows make each update, up to rounding."""
+CUTTING_KEYS = (*BATCH_KEYS, "data.packing")
+"""How the rows of an update are cut up into micro-batches."""
 ABSENT = "absent"
 
 
@@ -110,14 +112,14 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path
                 where=str(where),
                 fix="put the files back as they were, or start another run with another output.dir",
             )
-    notes = [_change(key, saved["recipe"], now["recipe"]) for key in BATCH_KEYS]
+    notes = [_change(key, saved["recipe"], now["recipe"]) for key in CUTTING_KEYS]
     notes += [_change(name, saved["versions"], now["versions"]) for name in now["versions"]]
     for note in filter(None, notes):
         console.print(f"  not as before: {note}; the last digits may differ", highlight=False, soft_wrap=True)
 
 
 def _recipe_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    free = FREE_KEYS | set(BATCH_KEYS) | (set() if _evaluation_decides(saved) else EVALUATION_KEYS)
+    free = FREE_KEYS | set(CUTTING_KEYS) | (set() if _evaluation_decides(saved) else EVALUATION_KEYS)
     for key in sorted(set(saved) | set(now)):
         change = _change(key, saved, now)
         if change and key not in free and not FREE_PLACES.fullmatch(key):

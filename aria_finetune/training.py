@@ -26,7 +26,7 @@ from aria_finetune.checkpoint.space import explain_full_disk
 from aria_finetune.data.begun import read_begun_rows, write_begun_rows
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
-from aria_finetune.data.dataset import EpochOrder, write_rejects
+from aria_finetune.data.dataset import write_rejects
 from aria_finetune.disk_need import check_space
 from aria_finetune.errors import UserError
 from aria_finetune.feature_cache import RunFeatures, check_feature_folder, run_features
@@ -59,7 +59,7 @@ from aria_finetune.run_folder import (
 )
 from aria_finetune.run_report import describe_result, describe_run
 from aria_finetune.run_size import DISK_REMEDY, checkpoint_bytes
-from aria_finetune.sources import build_viewing
+from aria_finetune.sources import build_batches, build_viewing
 from aria_finetune.staging import staged_folder, sync, sync_tree
 from aria_finetune.summary import draw_losses, show_base, show_components, show_result, show_rows
 from aria_finetune.trainer import AriaTrainer, EarlyStopping, Keeping, NumberGuard, RowCounts, SkippedRows, Watching
@@ -217,9 +217,12 @@ def dry_run(recipe: Recipe, console: Console, *, resume: bool = False) -> Batch:
     with tempfile.TemporaryDirectory() as store:
         material = prepare(recipe, Path(store), decode_media=True)
         show_rows(material, console)
-        order = EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed)
-        first = list(order)[: recipe.train.per_device_train_batch_size]
-        batch = build_collator(recipe, material, on_bad_media="fail")([{"row": row} for row in first])
+        first = next(iter(build_batches(recipe, material.train_rows)))
+        collator = build_collator(recipe, material, on_bad_media="fail", packed=recipe.data.packing)
+        batch = collator([{"row": row} for row in first])
+    lengths = batch.pop("lengths", None)
+    if lengths is not None:
+        console.print(f"  {len(lengths)} rows in one, of {', '.join(map(str, lengths))} tokens", highlight=False)
     for name, tensor in batch.items():
         console.print(f"  {name:16} {tuple(tensor.shape)!s:22} {str(tensor.dtype).removeprefix('torch.')}")
     labels = int((batch["labels"] != IGNORED).sum())
@@ -305,9 +308,9 @@ def build_trainer(
     trainer = AriaTrainer(
         model,
         build_arguments(recipe, run),
-        build_collator(recipe, material, features=features.stored if features else None),
+        build_collator(recipe, material, packed=recipe.data.packing, features=features.stored if features else None),
         rows=RowCounts(len(material.train_rows.plans), len(material.eval_rows.plans)),
-        order=EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed),
+        batches=build_batches(recipe, material.train_rows),
         processor=material.processor,
         watching=Watching(guard, skipped, interruption or Interruption(), progress.say),
         keeping=Keeping(

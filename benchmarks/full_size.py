@@ -34,6 +34,7 @@ from random_aria import FIRST_TEXT_ID, TEXT_IDS, VOCABULARY, aria_config  # noqa
 from transformers import AriaConfig, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments  # noqa: E402
 
 from aria_finetune.data.dataset import EpochOrder  # noqa: E402
+from aria_finetune.data.packing import MicroBatches  # noqa: E402
 from aria_finetune.model.components import components  # noqa: E402
 from aria_finetune.model.holding import Holding  # noqa: E402
 from aria_finetune.model.hub_layout import open_checkpoint  # noqa: E402
@@ -229,7 +230,7 @@ def build_trainer(model: Any, arguments: argparse.Namespace, folder: Path, watch
         build_arguments(recipe, RunFolder(folder)),
         Rows(arguments),
         rows=RowCounts(arguments.steps, 0),
-        order=EpochOrder([range(arguments.steps)], [1.0], arguments.seed),
+        batches=MicroBatches(EpochOrder([range(arguments.steps)], [1.0], arguments.seed), 1, 1),
         processor=load_processor(open_checkpoint("tiny")),
         watching=Watching(NumberGuard(str), SkippedRows(lambda _: None, print)),
         callbacks=[watcher],

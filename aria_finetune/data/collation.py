@@ -78,6 +78,7 @@ class Collator:
         on_bad_media: what becomes of a row whose media can't be read, or are no longer what was planned: `fail`
             raises, `skip` leaves the row out of the batch. No other row takes its place.
         media_timeout: seconds that decoding one image or one video may take.
+        packed: lay the rows of a batch one behind the other in a single row, instead of padding them to the longest.
         features: gives stored features in the place of tiles: by row, medium and its sights, those of each tile,
             (tokens, hidden). It raises what decoding would.
     """
@@ -94,6 +95,7 @@ class Collator:
         blank_images: bool = False,
         on_bad_media: OnBadMedia = "fail",
         media_timeout: float = 30.0,
+        packed: bool = False,
         features: Look[torch.Tensor] | None = None,
     ) -> None:
         self.plans = plans
@@ -105,14 +107,16 @@ class Collator:
         self.blank_images = blank_images
         self.on_bad_media = on_bad_media
         self.decoder = Decoder(media_timeout)
+        self.packed = packed
         self.features = features
 
     def __call__(self, features: Sequence[Mapping[str, int]]) -> Batch:
         """Make a batch.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels`: (batch, longest row), int64; `rows`: (batch,) row indices;
-            what `stack_tiles` makes of the tiles in the order of the text; or, where features are stored, `features`:
+            `rows`: (batch,) row indices; `input_ids`, `attention_mask`, `labels`: (batch, longest row), int64; or packed
+            `input_ids`, `position_ids`, `labels`: (1, tokens of all rows), int64, positions beginning anew with every row,
+            and `lengths`, the tokens of each; what `stack_tiles` makes of the tiles in the order of the text; or, where features are stored, `features`:
             (image tokens, hidden) and `tile_order`: (tiles,), ascending. Where rows were left out, `bad_media`: a
             list of `BadRow`; where no row is left, that alone.
 
@@ -129,8 +133,9 @@ class Collator:
             pictures = stack_tiles([_blanked(tile) for tile in tiles] if self.blank_images else tiles)
         batch: Batch = {"bad_media": bad} if bad else {}
         if rows:
-            batch |= self._texts([self._encode(self.plans[row]) for row in rows])
-            batch["rows"] = torch.tensor(rows)
+            batch["rows"] = torch.tensor(rows)  # first, as its length is what accelerate takes for that of the batch
+            encodings = [self._encode(self.plans[row]) for row in rows]
+            batch |= _in_one_row(encodings) if self.packed else self._texts(encodings)
             batch |= pictures
         return batch
 
@@ -183,6 +188,18 @@ class Collator:
 
     def _tiles(self, _row: int, media: Media, sights: Sequence[Sight]) -> dict[Shown, list[Tile]]:
         return Pictures(self.showing, self.decoder).of(media, sights)
+
+
+def _in_one_row(encodings: Sequence[Encoding]) -> Batch:
+    """Rows one behind the other; the first token of each follows on none, so that it is never in the loss."""
+    lengths = [len(encoding.ids) for encoding in encodings]
+    labels = [label for encoding in encodings for label in (IGNORED, *encoding.labels[1:])]
+    return {
+        "input_ids": torch.tensor([[token for encoding in encodings for token in encoding.ids]]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "lengths": lengths,
+    }
 
 
 def _blanked(tile: Tile) -> Tile:

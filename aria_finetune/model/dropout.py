@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -124,16 +125,33 @@ def assign_rows(model: nn.Module, seeds: Sequence[int], attention_mask: torch.Te
     Raises:
         ValueError: seeds and rows differ in number, a row is empty or not padded on the right.
     """
-    rows = row_randomness(model)
-    if rows is None:
+    if row_randomness(model) is None:
         return
-    if len(seeds) != len(attention_mask):
-        raise ValueError(f"{len(seeds)} seed(s) for {len(attention_mask)} row(s)")
     if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
         raise ValueError("a row is not padded on the right")
     lengths = attention_mask.sum(dim=1).tolist()
-    segments = [Segment(row, 0, length, seed) for row, (length, seed) in enumerate(zip(lengths, seeds, strict=True))]
-    rows.set(segments, (attention_mask.shape[0], attention_mask.shape[1]))
+    _assign(model, seeds, [(row, 0, length) for row, length in enumerate(lengths)], tuple(attention_mask.shape))
+
+
+def assign_packed_rows(model: nn.Module, seeds: Sequence[int], lengths: Sequence[int]) -> None:
+    """The same for rows of so many tokens that lie one behind the other in a batch of one.
+
+    Raises:
+        ValueError: seeds and rows differ in number, or a row is empty.
+    """
+    places = [(0, end - length, length) for end, length in zip(accumulate(lengths), lengths, strict=True)]
+    _assign(model, seeds, places, (1, sum(lengths)))
+
+
+def _assign(
+    model: nn.Module, seeds: Sequence[int], places: Sequence[tuple[int, int, int]], shape: tuple[int, ...]
+) -> None:
+    if len(seeds) != len(places):
+        raise ValueError(f"{len(seeds)} seed(s) for {len(places)} row(s)")
+    randomness = row_randomness(model)
+    if randomness is not None:
+        segments = [Segment(*place, seed) for place, seed in zip(places, seeds, strict=True)]
+        randomness.set(segments, (shape[0], shape[1]))
 
 
 def row_randomness(model: nn.Module) -> RowRandomness | None:

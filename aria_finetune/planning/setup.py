@@ -16,6 +16,7 @@ from itertools import count, islice
 
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.dataset import EpochOrder, RowSet
+from aria_finetune.data.packing import best_fit
 from aria_finetune.data.rows import RowPlan, Viewing, plan_row
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.media.inspection import Inspector
@@ -29,8 +30,8 @@ from aria_finetune.run_size import planned_steps, updates_per_epoch
 WIDTHS = {"bfloat16": 2, "float32": 4}
 LOOKED_AHEAD = 10_000
 """Rows, in the order of training, that are looked at for the lengths of micro-batches."""
-WORST = 8
-"""Rows that are planned anew to see what a change of how they are shown does to the longest."""
+WORST, MOST_WORST = 8, 64
+"""Rows that are planned anew to see what a change of how they are shown does to the longest: those of an update, if so many."""
 
 
 def setup_of(recipe: Recipe, architecture: Architecture, device: Device, *, pictures: bool) -> Setup:
@@ -74,12 +75,19 @@ class Rows:
 
     def largest(self, recipe: Recipe) -> tuple[Batch, Batch | None]:
         """The largest micro-batch of training and of evaluation, if all rows of one were the longest there are."""
-        train = recipe.train
+        train, data = recipe.train, recipe.data
         shown = self._shown(recipe)
-        training, evaluation = (self._plans(rows, shown) for rows in (self.training, self.evaluation))
+        update = rows_of_update(recipe)
+        training, evaluation = (self._plans(rows, shown, update) for rows in (self.training, self.evaluation))
         wanted = evaluation if recipe.eval_strategy != "no" else []
-        evaluated = largest_batch(wanted, train.per_device_eval_batch_size)
-        trained = largest_batch(training, train.per_device_train_batch_size)
+        size = train.per_device_train_batch_size
+        if data.packing:
+            evaluated = packed_batch(wanted, train.per_device_eval_batch_size)
+            copies = math.ceil(max(self.training.weights, default=1))  # of a row, which may come together
+            trained = packed_batch(training * copies, update, size * data.max_tokens)
+        else:
+            evaluated = largest_batch(wanted, train.per_device_eval_batch_size)
+            trained = largest_batch(training, size)
         trained = replace(trained, lengths=self._lengths(recipe), other_lengths=min(len(wanted), evaluated.lengths))
         return trained, evaluated if wanted else None
 
@@ -99,23 +107,25 @@ class Rows:
             max_tokens=data.max_tokens,
         )
 
-    def _plans(self, rows: RowSet, viewing: Viewing) -> list[RowPlan]:
+    def _plans(self, rows: RowSet, viewing: Viewing, together: int) -> list[RowPlan]:
         """All rows as they were planned; or, shown otherwise, those that may be the largest then, planned anew.
 
-        These are the longest, those with the most pictures, the longest without any, and, as the limit of tokens may be what
+        `together` of them may come in one micro-batch. These are the longest, those with the most pictures, the longest without any, and, as the limit of tokens may be what
         changed, the longest of those that are within it as they are.
         """
         if viewing == self.viewing:
             return rows.plans
         within = [plan for plan in rows.plans if plan.tokens <= viewing.max_tokens]
+        worst = max(WORST, min(together, MOST_WORST))
         again = [
-            *heapq.nlargest(WORST, rows.plans, key=_tokens),
-            *heapq.nlargest(WORST, rows.plans, key=_tiles),
-            *heapq.nlargest(WORST, within, key=_tokens),
+            *heapq.nlargest(worst, rows.plans, key=_tokens),
+            *heapq.nlargest(worst, rows.plans, key=_tiles),
+            *heapq.nlargest(worst, within, key=_tokens),
             *heapq.nlargest(1, (plan for plan in within if not plan.sights), key=_tokens),
         ]
         with closing(Inspector()) as inspector:
-            return [plan for row in again if (plan := self._again(row, viewing, inspector)) is not None]
+            once = {id(row): row for row in again}.values()
+            return [plan for row in once if (plan := self._again(row, viewing, inspector)) is not None]
 
     def _again(self, row: RowPlan, viewing: Viewing, inspector: Inspector) -> RowPlan | None:
         try:
@@ -125,9 +135,15 @@ class Rows:
 
     def _lengths(self, recipe: Recipe) -> int:
         """How many different lengths micro-batches have, each as long as its longest row, as far as is looked ahead."""
-        size = recipe.train.per_device_train_batch_size
+        size, update = recipe.train.per_device_train_batch_size, rows_of_update(recipe)
         tokens = self._coming[: rows_seen(recipe, self)]
-        return max(len({max(tokens[start : start + size]) for start in range(0, len(tokens), size)}), 1)
+        if not recipe.data.packing:
+            return max(len({max(tokens[start : start + size]) for start in range(0, len(tokens), size)}), 1)
+        updates = [tokens[start : start + update] for start in range(0, len(tokens), update)]
+        capacity = size * recipe.data.max_tokens
+        return max(
+            len({sum(rows[place] for place in pack) for rows in updates for pack in best_fit(rows, capacity)}), 1
+        )
 
 
 def largest_batch(plans: Sequence[RowPlan], rows: int) -> Batch:
@@ -143,6 +159,29 @@ def largest_batch(plans: Sequence[RowPlan], rows: int) -> Batch:
         tiles=most,
         lengths=len(set(map(_tokens, plans))),
     )
+
+
+def packed_batch(plans: Sequence[RowPlan], rows: int, capacity: int | None = None) -> Batch:
+    """A micro-batch of `rows` rows one behind the other, the largest of all; of no more tokens than the capacity."""
+    largest = largest_batch(plans, 1)
+    tokens = sum(heapq.nlargest(rows, map(_tokens, plans)))
+    if capacity is not None:
+        tokens = max(min(tokens, capacity), largest.tokens)
+    labels = min(sum(heapq.nlargest(rows, (plan.labels for plan in plans))), tokens)
+    return replace(largest, tokens=tokens, labels=labels, tiles=_most_tiles(plans, rows, tokens))
+
+
+def _most_tiles(plans: Sequence[RowPlan], rows: int, tokens: int) -> dict[int, int]:
+    """Tiles by side, if the rows that have the most of that side came together; as many as their rows' tokens have room for."""
+    most: dict[int, int] = {}
+    for tile in {tile for plan in plans for tile in tiles_of(plan)}:
+        room, count = tokens, 0
+        for plan in heapq.nlargest(rows, plans, key=lambda plan, tile=tile: tiles_of(plan)[tile]):  # type: ignore[misc]
+            if room < plan.tokens or not tiles_of(plan)[tile]:
+                break
+            room, count = room - plan.tokens, count + tiles_of(plan)[tile]
+        most[tile] = count
+    return most
 
 
 def tiles_of(plan: RowPlan) -> Counter[int]:
@@ -171,10 +210,14 @@ def epoch_rows(recipe: Recipe, rows: Rows) -> int:
     return len(EpochOrder(rows.training.spans, rows.training.weights, recipe.train.seed))
 
 
+def rows_of_update(recipe: Recipe) -> int:
+    """Rows of an optimizer step."""
+    return recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
+
+
 def rows_seen(recipe: Recipe, rows: Rows) -> int:
     """Rows that a whole run trains on, each as often as it comes."""
-    train = recipe.train
-    return steps(recipe, rows) * train.gradient_accumulation_steps * train.per_device_train_batch_size
+    return steps(recipe, rows) * rows_of_update(recipe)
 
 
 def epochs(recipe: Recipe, rows: Rows) -> float:

@@ -141,7 +141,8 @@ Sources = Annotated[tuple[SourceSection, ...], BeforeValidator(as_sources)]
 class DataSection(Section):
     """Which rows, and how they become tokens.
 
-    `image_size` is the longer side in pixels, `max_tokens` the length of a row with its image tokens, `num_frames`
+    `image_size` is the longer side in pixels, `max_tokens` the length of a row with its image tokens, `packing` whether rows of
+    an optimizer step go through the model one behind the other, up to as many tokens, `num_frames`
     the frames of a video whose row names no number, `max_pixels` the largest image that is decoded. `on_bad_media` says
     what becomes of a row whose media can't be used any more when it is its turn, `media_timeout` how many seconds the
     decoding of one image or one video may take. `cache_image_features` computes what the vision tower makes of every
@@ -155,6 +156,7 @@ class DataSection(Section):
     image_size: Literal[490, 980, "auto"] = "auto"
     split_images: bool = False
     max_tokens: Annotated[int, Field(ge=16)] = 4096
+    packing: bool = True
     too_long: Literal["reject", "fail", "fewer_frames"] = "reject"
     loss_on: Literal["assistant", "last_turn"] = "assistant"
     num_frames: Annotated[int, Field(ge=1, le=1024)] = 8

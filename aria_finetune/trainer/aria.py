@@ -18,16 +18,18 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import AriaProcessor, TrainerCallback
 from trl import SFTConfig
 
 from aria_finetune.adapter.saving import TrainedCheck, save_adapter
 from aria_finetune.data.chat import IGNORED
-from aria_finetune.data.dataset import EpochOrder
+from aria_finetune.data.packing import MicroBatches
 from aria_finetune.errors import TooManyRejects
 from aria_finetune.interruption import Interruption, shield_worker
 from aria_finetune.memory import peak_memory_gib
-from aria_finetune.model.dropout import assign_rows, row_seed
+from aria_finetune.model.documents import document_places
+from aria_finetune.model.dropout import assign_packed_rows, assign_rows, row_seed
 from aria_finetune.model.lora import adapter_state
 from aria_finetune.model.vision import as_encoder_outputs, image_features
 from aria_finetune.trainer.guards import NumberGuard
@@ -67,7 +69,7 @@ class AriaTrainer(ResumableTrainer):
         args: TRL's configuration; `dataset_kwargs` must skip preparation.
         collator: makes batches from features `{"row": index}`.
         rows: how many there are.
-        order: gives the rows of an epoch.
+        batches: gives the rows of the micro-batches of an epoch.
         processor: saved beside the adapter.
         watching: guards against bad numbers and bad rows, and knows of signals.
         keeping: how checkpoints are kept.
@@ -81,7 +83,7 @@ class AriaTrainer(ResumableTrainer):
         collator: Callable[[Sequence[Mapping[str, int]]], Batch],
         *,
         rows: RowCounts,
-        order: EpochOrder,
+        batches: MicroBatches,
         processor: AriaProcessor,
         watching: Watching,
         keeping: Keeping | None = None,
@@ -103,7 +105,7 @@ class AriaTrainer(ResumableTrainer):
         )
         for name, parameter in adapter_state(model).items():
             parameter.data = adapters[name]
-        self._order = order
+        self._batches = batches
         self._watching = watching
         self._trained = TrainedCheck(adapters)
         self.seen: Counter[str] = Counter()
@@ -112,11 +114,24 @@ class AriaTrainer(ResumableTrainer):
         self._logged_at = time.monotonic()
         self._started_step = 0
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder:  # noqa: ARG002 (Trainer's)
-        return self._order
+    def get_train_dataloader(self) -> Any:
+        """A loader of the micro-batches; the Trainer's own knows none of different numbers of rows."""
+        arguments = self.args
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=arguments.dataloader_pin_memory,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+        )
+        return self._steady(self.accelerator.prepare(loader))
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        loader = super()._get_dataloader(*args, **kwargs)
+        return self._steady(super()._get_dataloader(*args, **kwargs))
+
+    def _steady(self, loader: Any) -> Any:
         # Accelerate's loader iterates over one inside of it, and copies its own attributes when it skips batches.
         for one in (loader, loader.base_dataloader):
             one.worker_init_fn = shield_worker
@@ -126,7 +141,7 @@ class AriaTrainer(ResumableTrainer):
 
     def _run_epoch(self, **kwargs: Any) -> None:
         # A loader that skips the first batches of a resumed epoch does not pass its number on to the order.
-        self._order.set_epoch(kwargs["epoch"])
+        self._batches.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -165,15 +180,20 @@ class AriaTrainer(ResumableTrainer):
     ) -> Any:
         """TRL's loss, with the features of the frozen vision tower computed first and without gradient."""
         tiles = {key: inputs.pop(key) for key in TILE_KEYS if key in inputs}
-        rows = inputs.pop("rows").tolist()
+        rows, lengths = inputs.pop("rows").tolist(), inputs.pop("lengths", None)
         aria = self.accelerator.unwrap_model(model).get_base_model()
         features = image_features(aria, tiles)
         if features is not None:
             inputs["mm_encoder_outputs"] = as_encoder_outputs(features)
         if self.model.training:
-            self._count(inputs, tiles)
-            seeds = [row_seed(self.args.seed, self._order.epoch, row) for row in rows]
-            assign_rows(aria, seeds, inputs["attention_mask"])
+            self._count(inputs, tiles, rows=len(rows))
+            seeds = [row_seed(self.args.seed, self._batches.order.epoch, row) for row in rows]
+            if lengths is None:
+                assign_rows(aria, seeds, inputs["attention_mask"])
+            else:
+                assign_packed_rows(aria, seeds, lengths)
+        if lengths is not None:
+            inputs |= document_places(lengths, inputs["input_ids"].device)
         called = PackedHeadModel(model, aria, self.accelerator.autocast) if has_packed_head(aria) else model
         result = super().compute_loss(called, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
@@ -184,9 +204,11 @@ class AriaTrainer(ResumableTrainer):
         step = self.state.global_step
         return f"at step {step + 1}" if self.model.training else f"in the evaluation after step {step}"
 
-    def _count(self, inputs: Batch, tiles: Batch) -> None:
-        self.seen["rows"] += len(inputs["input_ids"])
-        self.seen["tokens"] += int(inputs["attention_mask"].sum())
+    def _count(self, inputs: Batch, tiles: Batch, *, rows: int) -> None:
+        self.seen["rows"] += rows
+        self.seen["tokens"] += int(
+            inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        )
         self.seen["labels"] += int((inputs["labels"] != IGNORED).sum())
         self.seen["tiles"] += len(tiles.get("tile_order", ()))
 
@@ -243,8 +265,7 @@ class AriaTrainer(ResumableTrainer):
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps of one pass over the rows."""
-        batches = math.ceil(len(self._order) / int(self.args.per_device_train_batch_size))
-        return math.ceil(batches / int(self.args.gradient_accumulation_steps))
+        return math.ceil(len(self._batches) / int(self.args.gradient_accumulation_steps))
 
     def meters(self) -> dict[str, Any]:
         """What was added up, as JSON values."""
