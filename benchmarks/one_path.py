@@ -58,7 +58,7 @@ def measure(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     path = PATHS[job.path]
     config = aria_config(job.scale, job.layers, images=job.images > 0)
     model: PeftModel = path.build(config, job.device, job.seed, PLAN)
-    prepare_training(model, job)
+    prepare_training(model, job.seed)
 
     def batch(number: int) -> Batch:
         return random_batch(config, job.scale, job.tokens, job.images, job.device, job.seed + number)
@@ -89,9 +89,9 @@ def measure(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     }, evidence
 
 
-def prepare_training(model: PeftModel, job: Job) -> None:
+def prepare_training(model: PeftModel, seed: int) -> None:
     """Training mode as TRL's trainer sets it up, and the same adapter values on both paths."""
-    generator = torch.Generator().manual_seed(job.seed)
+    generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(adapter_state(model).items()):
         values = torch.randn(parameter.shape, generator=generator) * ADAPTER_DEVIATION
         parameter.data.copy_(values)

@@ -112,12 +112,12 @@ def agreement(stock: Evidence, ours: Evidence) -> dict[str, Any]:
     if stock.keys() != ours.keys():
         raise RuntimeError(f"only one path has {sorted(stock.keys() ^ ours.keys())[:4]}")
     gradients = [name for name in stock if name.startswith("gradient.")]
-    body = _difference(stock, ours, gradients)
+    body = difference(stock, ours, gradients)
     by_target = {
-        target: _difference(stock, ours, [name for name in gradients if part in name])
+        target: difference(stock, ours, [name for name in gradients if part in name])
         for target, part in (("attention", ".self_attn."), ("router", ".router."))
     }
-    experts = {part: _difference(stock, ours, [f"experts.{part}"]) for part in ("output", "input_gradient")}
+    experts = {part: difference(stock, ours, [f"experts.{part}"]) for part in ("output", "input_gradient")}
     routing = [
         (stock[name][:, :, None] == ours[name][:, None, :]).any(-1).float().mean()
         for name in stock
@@ -135,6 +135,7 @@ def agreement(stock: Evidence, ours: Evidence) -> dict[str, Any]:
     }
 
 
-def _difference(stock: Evidence, ours: Evidence, names: Sequence[str]) -> float:
+def difference(stock: Evidence, ours: Evidence, names: Sequence[str]) -> float:
+    """||ours - stock|| / ||stock|| over some of the tensors."""
     squares = torch.tensor([[(ours[n] - stock[n]).square().sum(), stock[n].square().sum()] for n in names]).sum(0)
     return (squares[0] / squares[1]).sqrt().item()

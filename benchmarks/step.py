@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def main() -> int:
         summary = summarise(runs["stock"], runs["ours"], allocator)
     print(table(summary))
     if arguments.save:
-        save(summary, arguments)
+        parts = ["step", arguments.device, f"{arguments.layers}l", f"{arguments.tokens}t"]
+        parts += [f"{arguments.images}i"] if arguments.images else []
+        save(summary, parts + ([arguments.scale] if arguments.scale != "full" else []))
     if arguments.json:
         print(json.dumps(summary))
     return 0 if summary["paths_agree"] else 1
@@ -79,26 +81,28 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def run(path: str, arguments: argparse.Namespace, allocator: dict[str, str], folder: Path) -> Path:
-    """One process of one path; what it found lies in `folder`.
+    """One process of one path; what it found lies in `folder`."""
+    wanted = ("device", "scale", "layers", "tokens", "images", "steps", "seed")
+    job = {"path": path} | {name: getattr(arguments, name) for name in wanted}
+    return run_path("one_path.py", job, allocator, folder)
+
+
+def run_path(script: str, job: Mapping[str, Any], allocator: Mapping[str, str], folder: Path) -> Path:
+    """A process of `script` with the job and the folder for what it finds.
 
     Raises:
         SystemExit: the process failed, with its words on stderr.
     """
     folder.mkdir()
-    wanted = ("device", "scale", "layers", "tokens", "images", "steps", "seed")
-    job = {"path": path} | {name: getattr(arguments, name) for name in wanted}
-    command = [sys.executable, str(HERE / "one_path.py"), json.dumps(job), str(folder)]
+    command = [sys.executable, str(HERE / script), json.dumps(job), str(folder)]
     done = subprocess.run(command, env=os.environ | allocator, stdout=sys.stderr, check=False)
     if done.returncode:
-        raise SystemExit(f"{path}: the process ended with exit code {done.returncode}")
+        raise SystemExit(f"{job['path']}: the process ended with exit code {done.returncode}")
     return folder
 
 
-def save(summary: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Write the summary to the results folder, under a name that says what was measured."""
-    parts = ["step", arguments.device, f"{arguments.layers}l", f"{arguments.tokens}t"]
-    parts += [f"{arguments.images}i"] if arguments.images else []
-    parts += [arguments.scale] if arguments.scale != "full" else []
+def save(summary: dict[str, Any], parts: Sequence[str]) -> None:
+    """Write the summary to the results folder, under a name of parts that say what was measured."""
     file = HERE / "results" / f"{'-'.join(parts)}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
