@@ -1,7 +1,6 @@
 """The trainer for Aria: image features outside the graph, fp32 adapters, one order of rows, sound numbers.
 
-A subclass and nothing else; TRL's fused lm_head (for one in NF4, what stands in for it), its loss and the Trainer's loop stay as
-they are. Knows the batch that the collator makes, not files or recipes.
+A subclass and nothing else; TRL's loss and metrics (of labels that we score) and the Trainer's loop stay as they are. Knows the batch that the collator makes, not files or recipes.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from aria_finetune.model.lora import adapter_state
 from aria_finetune.model.vision import as_encoder_outputs, image_features
 from aria_finetune.trainer.guards import NumberGuard
 from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is_empty, raise_carried
-from aria_finetune.trainer.packed_head import PackedHeadModel, has_packed_head
 from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
+from aria_finetune.trainer.scored_head import ScoredHeadModel
 
 TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order", "features")
 
@@ -174,7 +173,7 @@ class AriaTrainer(ResumableTrainer):
             self._count(inputs, tiles)
             seeds = [row_seed(self.args.seed, self._order.epoch, row) for row in rows]
             assign_rows(aria, seeds, inputs["attention_mask"])
-        called = PackedHeadModel(model, aria, self.accelerator.autocast) if has_packed_head(aria) else model
+        called = ScoredHeadModel(model, aria, self.accelerator.autocast)
         result = super().compute_loss(called, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         self._watching.guard.check_loss(loss.item(), rows, self._place())
