@@ -33,6 +33,7 @@ from aria_finetune.trainer.guards import NumberGuard
 from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is_empty, raise_carried
 from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
 from aria_finetune.trainer.scored_head import ScoredHeadModel
+from aria_finetune.trainer.waiting import DataWait
 
 TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order", "features")
 
@@ -104,6 +105,7 @@ class AriaTrainer(ResumableTrainer):
             parameter.data = adapters[name]
         self._order = order
         self._watching = watching
+        self._waiting = DataWait(self.args.dataloader_num_workers, watching.say)
         self._trained = TrainedCheck(adapters)
         self.seen: Counter[str] = Counter()
         self._logged: Counter[str] = Counter()
@@ -128,11 +130,11 @@ class AriaTrainer(ResumableTrainer):
         self._order.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of an optimizer step."""
         self._watching.guard.begin_step()
         self._rows_before = self.seen["rows"]
-        return super().get_batch_samples(*args, **kwargs)
+        return super().get_batch_samples(self._waiting.timed(epoch_iterator), *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
         for batch in batch_samples:
@@ -214,6 +216,7 @@ class AriaTrainer(ResumableTrainer):
             seconds = max(now - self._logged_at, 1e-9)
             logs["tokens_per_second"] = (self.seen["tokens"] - self._logged["tokens"]) / seconds
             logs["images_per_second"] = (self.seen["tiles"] - self._logged["tiles"]) / seconds
+            logs["data_wait_share"] = self._waiting.take(seconds)
             logs["peak_memory_gib"] = peak_memory_gib(self.args.device.type)
             logs["seconds_left"] = self._seconds_left(now)
             self._logged, self._logged_at = Counter(self.seen), now
@@ -236,6 +239,7 @@ class AriaTrainer(ResumableTrainer):
     def begin(self) -> None:
         """The clock for rates starts here; a resumed run takes up its counters."""
         self._logged_at = time.monotonic()
+        self._waiting.begin()
         self._started_step = self.state.global_step
         super().begin()
 

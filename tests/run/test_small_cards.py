@@ -53,7 +53,7 @@ def start(tmp_path: Path) -> Start:
 
 def logged(trainer: AriaTrainer) -> list[dict[str, Any]]:
     """What was logged of steps and evaluations, but for what a clock or a meter gave."""
-    timed = ("per_second", "runtime", "seconds", "memory", "total_flos", "train_loss")
+    timed = ("per_second", "runtime", "seconds", "memory", "wait", "total_flos", "train_loss")
     entries = [
         {k: v for k, v in entry.items() if not any(t in k for t in timed)} for entry in trainer.state.log_history
     ]
