@@ -85,8 +85,8 @@ def describe(logs: dict[str, float]) -> str:
     """One line of what was logged at a training step."""
     return (
         f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tokens/s  "
-        f"{logs['images_per_second']:.1f} images/s  {logs['peak_memory_gib']:.1f} GiB  "
-        f"{duration(logs['seconds_left'])} left"
+        f"{logs['images_per_second']:.1f} images/s  data {logs['data_wait_share']:.0%}  "
+        f"{logs['peak_memory_gib']:.1f} GiB  {duration(logs['seconds_left'])} left"
     )
 
 

@@ -6,6 +6,7 @@ The recipe stops here; everything below takes plain values.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import tempfile
@@ -329,6 +330,14 @@ def _adapter_bytes(model: PeftModel) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in adapter_state(model).values())
 
 
+def batches_ahead(workers: int, accumulation: int) -> int | None:
+    """How many batches each worker makes ahead: a step takes all of its micro-batches at once, and the next are to be there.
+
+    None where there is no worker.
+    """
+    return math.ceil(accumulation / workers) + 1 if workers else None
+
+
 def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
     """TRL's configuration. Names under `train` are its own and go through as they are."""
     train = recipe.train
@@ -357,7 +366,9 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=device == "cpu",
         dataloader_pin_memory=device == "cuda",
+        accelerator_config={"non_blocking": device == "cuda"},  # copies from pinned memory then wait for nothing
         dataloader_persistent_workers=train.dataloader_num_workers > 0,
+        dataloader_prefetch_factor=batches_ahead(train.dataloader_num_workers, train.gradient_accumulation_steps),
         prediction_loss_only=True,
         logging_nan_inf_filter=False,
         disable_tqdm=True,

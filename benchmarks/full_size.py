@@ -3,10 +3,10 @@
     python benchmarks/full_size.py --layers 28 --tokens 32 --images 1 --device cpu --json
 
 Nothing is read from a disk and nothing of 16 bit is made that a run would not hold. The steps are those of the project's own
-trainer: the vision tower without gradient, NF4 experts, gradient checkpointing, the fused lm_head, clipping, AdamW on fp32
-adapters. Each row has `--tokens` text tokens, all of them in the loss but the first, and the images before them, 490 px and
-128 tokens each. Memory on a CPU is what no file backs, on a GPU what is allocated; both above the process with everything
-imported. Exit code 1 if a loss is not finite or, from the second step on, an adapter has no gradient: in the first one B is
+trainer: the vision tower without gradient, NF4 experts, gradient checkpointing, labels scored by slices of the lm_head,
+clipping, AdamW on fp32 adapters. Each row has `--tokens` text tokens, all of them in the loss but the first, and the images
+before them, 490 px and 128 tokens each. Memory on a CPU is what no file backs, on a GPU what is allocated; both above the
+process with everything imported. Exit code 1 if a loss is not finite or, from the second step on, an adapter has no gradient: in the first one B is
 still zero, and so is the gradient of A.
 """
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-VOLATILE = ("second", "runtime", "memory")
+VOLATILE = ("second", "runtime", "memory", "wait")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -19,10 +19,9 @@ Implementation = Literal["lean", "grouped_mm", "eager"]
 PhaseName = Literal["filling", "loading", "vision", "loss", "backward", "optimizer", "evaluation"]
 
 MIB = 2**20
-TILE_ROWS, TILE_COLUMNS = 4096, 32768
-"""Positions and vocabulary entries whose logits are there at a time (trl/kernels/chunked_logprob.py)."""
-HEAD_ROWS, HEAD_TOKENS = 4096, 1024
-"""Rows of an NF4 head and positions that are scored at a time (model/head_loss.py)."""
+HEAD_ROWS = 4096
+HEAD_TOKENS: Mapping[Device, int] = {"cpu": 1024, "cuda": 4096}
+"""Rows of the lm_head, and labels that they score at a time (model/head_loss.py)."""
 READ_AHEAD_BYTES = 8 * 32 * MIB
 """Pieces of tensors on their way while a model is loaded, of 32 MiB each at most."""
 TILES_AT_A_TIME = {490: 4, 980: 1}
@@ -164,19 +163,13 @@ class Setup:
         return int(KERNEL_BYTES * min(shapes + TOWER_KERNELS * len(batch.tiles), KEPT_KERNELS))
 
     def _loss(self, batch: Batch) -> int:
-        """TRL's fused lm_head: a tile of logits as wide as it ever gets, and on a CPU what is made of it in fp32."""
-        a, width = self.architecture, self.holding.width
-        if self.holding.packed_head:
-            # Our own: a slice of the head unpacked, tiles of its logits, sums of the head's rows.
-            unpacked = min(a.vocabulary, HEAD_ROWS) * a.hidden * (width + FLOAT32)
-            logits = 4 * min(batch.labels, HEAD_TOKENS) * HEAD_ROWS * FLOAT32
-            return unpacked + logits + 3 * batch.labels * a.hidden * FLOAT32
-        if self.execution.device == "cuda":  # only labelled positions, changed in place
-            return min(batch.labels, TILE_ROWS) * TILE_COLUMNS * width + 2 * batch.labels * a.hidden * FLOAT32
-        rows, columns = min(batch.positions, TILE_ROWS), min(a.vocabulary, TILE_COLUMNS)
-        tile = rows * (TILE_COLUMNS * width + 8 * columns * FLOAT32)
-        # A slice of the head, hidden states and their gradient in fp32.
-        return tile + columns * a.hidden * FLOAT32 + 2 * batch.positions * a.hidden * FLOAT32
+        """Rows of the head, two tiles of what they say of labels and on a GPU one in 16 bit; sums of rows for each label."""
+        a, width, on_cpu = self.architecture, self.holding.width, self.execution.device == "cpu"
+        rows, tokens = min(a.vocabulary, HEAD_ROWS), min(batch.labels, HEAD_TOKENS[self.execution.device])
+        unpacked = rows * a.hidden * width if self.holding.packed_head else 0
+        exact = rows * a.hidden * FLOAT32 if on_cpu and width != FLOAT32 else 0
+        logits = tokens * rows * (2 * FLOAT32 + (0 if on_cpu else width))
+        return unpacked + exact + logits + batch.labels * a.hidden * (width + 2 * FLOAT32)
 
     def _layer(self, batch: Batch) -> dict[str, int]:
         """What a layer leaves to its backward and has in it, and the weights that it unpacks for that."""

@@ -1,7 +1,7 @@
 """The trainer for Aria: image features outside the graph, fp32 adapters, one order of rows, sound numbers.
 
-A subclass and nothing else; TRL's fused lm_head (for one in NF4, what stands in for it), its loss and the Trainer's loop stay as
-they are. Knows the batch that the collator makes, not files or recipes.
+A subclass and nothing else; TRL's loss and metrics (of labels that we score) and the Trainer's loop stay as they are. Knows the
+batch that the collator makes, not files or recipes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from aria_finetune.model.lora import adapter_state
 from aria_finetune.model.vision import as_encoder_outputs, image_features
 from aria_finetune.trainer.guards import NumberGuard
 from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is_empty, raise_carried
-from aria_finetune.trainer.packed_head import PackedHeadModel, has_packed_head
 from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
+from aria_finetune.trainer.scored_head import ScoredHeadModel
+from aria_finetune.trainer.waiting import DataWait
 
 TILE_KEYS = ("pixels_490", "extents_490", "pixels_980", "extents_980", "tile_order", "features")
 
@@ -107,6 +108,7 @@ class AriaTrainer(ResumableTrainer):
             parameter.data = adapters[name]
         self._batches = batches
         self._watching = watching
+        self._waiting = DataWait(self.args.dataloader_num_workers, watching.say)
         self._trained = TrainedCheck(adapters)
         self.seen: Counter[str] = Counter()
         self._logged: Counter[str] = Counter()
@@ -144,11 +146,11 @@ class AriaTrainer(ResumableTrainer):
         self._batches.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of an optimizer step."""
         self._watching.guard.begin_step()
         self._rows_before = self.seen["rows"]
-        return super().get_batch_samples(*args, **kwargs)
+        return super().get_batch_samples(self._waiting.timed(epoch_iterator), *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
         for batch in batch_samples:
@@ -194,7 +196,7 @@ class AriaTrainer(ResumableTrainer):
                 assign_packed_rows(aria, seeds, lengths)
         if lengths is not None:
             inputs |= document_places(lengths, inputs["input_ids"].device)
-        called = PackedHeadModel(model, aria, self.accelerator.autocast) if has_packed_head(aria) else model
+        called = ScoredHeadModel(model, aria, self.accelerator.autocast)
         result = super().compute_loss(called, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         self._watching.guard.check_loss(loss.item(), rows, self._place())
@@ -237,6 +239,7 @@ class AriaTrainer(ResumableTrainer):
             seconds = max(now - self._logged_at, 1e-9)
             logs["tokens_per_second"] = (self.seen["tokens"] - self._logged["tokens"]) / seconds
             logs["images_per_second"] = (self.seen["tiles"] - self._logged["tiles"]) / seconds
+            logs["data_wait_share"] = self._waiting.take(seconds)
             logs["peak_memory_gib"] = peak_memory_gib(self.args.device.type)
             logs["seconds_left"] = self._seconds_left(now)
             self._logged, self._logged_at = Counter(self.seen), now
@@ -259,6 +262,7 @@ class AriaTrainer(ResumableTrainer):
     def begin(self) -> None:
         """The clock for rates starts here; a resumed run takes up its counters."""
         self._logged_at = time.monotonic()
+        self._waiting.begin()
         self._started_step = self.state.global_step
         super().begin()
 

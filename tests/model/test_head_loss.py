@@ -24,7 +24,7 @@ def _slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Slices that the vocabulary of 300 and the tokens are, and are not, a multiple of."""
     rows, tokens = request.param
     monkeypatch.setattr(head_loss, "SLICE_ROWS", rows)
-    monkeypatch.setattr(head_loss, "TILE_TOKENS", tokens)
+    monkeypatch.setattr(head_loss, "TILE_TOKENS", {"cpu": tokens})
 
 
 def case(labelled: int, dtype: torch.dtype, scale: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -196,7 +196,7 @@ def test_autocast_sets_the_dtype_of_the_products() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Keeps the number of values of the largest floating tensor that any operation made."""
+    """Keeps the number of values of the largest floating tensor that any operation made; views are none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,17 +204,20 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        there = {value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor)}
         for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            made = isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in there
+            if made and tensor.is_floating_point():
                 self.values = max(self.values, tensor.numel())
         return result
 
 
-def test_neither_logits_nor_the_dense_head_are_ever_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "dense"])
+def test_neither_logits_nor_a_copy_of_the_head_are_ever_whole(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_loss, "SLICE_ROWS", 64)
-    monkeypatch.setattr(head_loss, "TILE_TOKENS", 16)
+    monkeypatch.setattr(head_loss, "TILE_TOKENS", {"cpu": 16})
     hidden, labels, head = case(LABELS["all"], torch.float32)
-    packed = PackedRows(*quantize_linear(head))
+    rows = PackedRows(*quantize_linear(head)) if packed else head
     saved: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -223,12 +226,14 @@ def test_neither_logits_nor_the_dense_head_are_ever_whole(monkeypatch: pytest.Mo
 
     with Largest() as largest:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            scores = score_labels(hidden, labels, packed)
+            scores = score_labels(hidden, labels, rows)
         mean_loss(scores).backward()
     scored = BATCH * (TOKENS - 1)
     assert scored * HIDDEN <= largest.values <= hidden.numel() < VOCABULARY * HIDDEN < scored * VOCABULARY
     kept = sum(tensor.numel() for tensor in saved if tensor.is_floating_point())
-    assert kept == scored * HIDDEN, "the direction of each token's gradient and nothing else"
+    assert kept == scored * (HIDDEN + 1), (
+        "the direction of each token's gradient, its log-probability, and nothing else"
+    )
 
 
 def test_without_gradient_nothing_is_kept_for_one() -> None:

@@ -16,19 +16,23 @@ from rich.console import Console
 from run_values import steady_metrics
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aria_finetune.evaluation import EvaluationOptions, evaluate
 from aria_finetune.material import load_base, prepare
+from aria_finetune.model import head_loss
 from aria_finetune.model.loading import load_model
 from aria_finetune.model.nf4 import expert_state, quantize_linear
 from aria_finetune.progress import ProgressReport
 from aria_finetune.quantization import quantize
 from aria_finetune.recipe import Recipe
 from aria_finetune.run_folder import open_run_folder
+from aria_finetune.tiny import CHECKPOINT
 from aria_finetune.trainer import AriaTrainer
 from aria_finetune.training import build_model, build_trainer, train
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
+VOCABULARY = json.loads((CHECKPOINT / "config.json").read_text())["text_config"]["vocab_size"]
 MakeRecipe = Callable[..., Recipe]
 Start = Callable[[Recipe], AriaTrainer]
 
@@ -49,7 +53,7 @@ def start(tmp_path: Path) -> Start:
 
 def logged(trainer: AriaTrainer) -> list[dict[str, Any]]:
     """What was logged of steps and evaluations, but for what a clock or a meter gave."""
-    timed = ("per_second", "runtime", "seconds", "memory", "total_flos", "train_loss")
+    timed = ("per_second", "runtime", "seconds", "memory", "wait", "total_flos", "train_loss")
     entries = [
         {k: v for k, v in entry.items() if not any(t in k for t in timed)} for entry in trainer.state.log_history
     ]
@@ -66,8 +70,25 @@ def with_dequantised_head(trainer: AriaTrainer) -> AriaTrainer:
     return trainer
 
 
-def test_training_with_an_nf4_head_logs_what_trl_logs_for_its_dequantised_weight(
-    make_recipe: MakeRecipe, start: Start
+@pytest.fixture
+def train_by_trl(start: Start, monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe, bool], AriaTrainer]:
+    """Trains by a recipe with a dense head, whose labels TRL's own fused head scores; the head may be rounded to NF4."""
+
+    def make(recipe: Recipe, rounded: bool) -> AriaTrainer:
+        trainer = start(recipe)
+        if rounded:
+            with_dequantised_head(trainer)
+        with monkeypatch.context() as patch:
+            patch.setattr("aria_finetune.trainer.aria.ScoredHeadModel", lambda model, *_: model)
+            trainer.train()
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("lm_head", ["dense", "nf4"])
+def test_training_logs_what_trl_logs_for_the_same_head(
+    lm_head: str, make_recipe: MakeRecipe, start: Start, train_by_trl: Callable[[Recipe, bool], AriaTrainer]
 ) -> None:
     """Losses, entropies and accuracies within 1e-5, all else equal; accumulation and evaluation included."""
     settings = (
@@ -77,27 +98,72 @@ def test_training_with_an_nf4_head_logs_what_trl_logs_for_its_dequantised_weight
         "train.eval_steps=2",
         "train.eval_strategy=steps",
     )
-    found, due = start(make_recipe(*settings, "model.lm_head=nf4")), start(make_recipe(*settings, name="dense"))
-    assert not isinstance(due.model.get_base_model().lm_head, type(found.model.get_base_model().lm_head))
-    with_dequantised_head(due)
+    found, due = start(make_recipe(*settings, f"model.lm_head={lm_head}")), make_recipe(*settings, name="trl")
     found.train()
-    due.train()
-    assert [sorted(entry) for entry in logged(found)] == [sorted(entry) for entry in logged(due)]
+    theirs = train_by_trl(due, lm_head == "nf4")
+    assert [sorted(entry) for entry in logged(found)] == [sorted(entry) for entry in logged(theirs)]
     assert {"loss", "entropy", "mean_token_accuracy", "num_tokens", "grad_norm"} <= set(logged(found)[0])
     assert {"eval_loss", "eval_entropy", "eval_mean_token_accuracy"} <= set(logged(found)[2])
-    for ours, theirs in zip(logged(found), logged(due), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5)
+    for entry, expected in zip(logged(found), logged(theirs), strict=True):
+        assert entry == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
 
-def test_under_autocast_an_nf4_head_is_close_to_the_dense_one(make_recipe: MakeRecipe, start: Start) -> None:
+@pytest.mark.parametrize("lm_head", ["dense", "nf4"])
+def test_under_autocast_it_is_close(
+    lm_head: str, make_recipe: MakeRecipe, start: Start, train_by_trl: Callable[[Recipe, bool], AriaTrainer]
+) -> None:
     """In bf16 TRL rounds its logits, and we don't."""
-    found = start(make_recipe("train.max_steps=2", "model.lm_head=nf4"))
-    due = with_dequantised_head(start(make_recipe("train.max_steps=2", name="dense")))
+    found = start(make_recipe("train.max_steps=2", f"model.lm_head={lm_head}"))
     found.train()
-    due.train()
+    due = train_by_trl(make_recipe("train.max_steps=2", name="trl"), lm_head == "nf4")
     for ours, theirs in zip(logged(found), logged(due), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=2e-2)
+
+
+class Rows(TorchDispatchMode):
+    """Keeps the most rows that any floating tensor with a last dimension of some size was made with; views are not made."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.most = dict.fromkeys(sizes, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        there = {value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor)}
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            made = isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in there
+            if made and tensor.dim() > 1 and tensor.is_floating_point():
+                size = tensor.shape[-1]
+                if size in self.most:
+                    self.most[size] = max(self.most[size], tensor.numel() // size)
+        return result
+
+
+@pytest.mark.parametrize(("lm_head", "by_trl"), [("dense", False), ("nf4", False), ("dense", True)])
+def test_only_labels_are_scored_by_some_rows_of_the_head_at_a_time(
+    lm_head: str,
+    by_trl: bool,
+    make_recipe: MakeRecipe,
+    start: Start,
+    train_by_trl: Callable[[Recipe, bool], AriaTrainer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That it sees it is shown by TRL, which on a CPU scores every position, this vocabulary at once."""
+    monkeypatch.setattr(head_loss, "SLICE_ROWS", 97)
+    recipe = make_recipe("train.max_steps=1", "train.gradient_accumulation_steps=1", f"model.lm_head={lm_head}")
+    with Rows((97, VOCABULARY)) as rows:
+        if by_trl:
+            trainer = train_by_trl(recipe, False)
+        else:
+            trainer = start(recipe)
+            trainer.train()
+    tokens, labels = trainer.seen["tokens"], trainer.seen["labels"]
+    assert 0 < labels < tokens / 2
+    if by_trl:
+        assert rows.most[VOCABULARY] > tokens / 2
+    else:
+        assert rows.most == {97: labels, VOCABULARY: 0}
 
 
 def test_a_whole_run_with_an_nf4_head_and_its_evaluation(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from aria_finetune.model.lora import adapter_state
 from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
 from aria_finetune.run_folder import open_run_folder
-from aria_finetune.training import build_model, build_trainer, dry_run, train
+from aria_finetune.training import batches_ahead, build_model, build_trainer, dry_run, train
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
 
@@ -61,7 +62,10 @@ def test_a_run_leaves_adapter_report_metrics_and_picture(make_recipe: Callable[.
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [entry for entry in metrics if "loss" in entry]
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
-    assert all({"tokens_per_second", "images_per_second", "peak_memory_gib", "seconds_left"} <= set(e) for e in steps)
+    rates = {"tokens_per_second", "images_per_second", "data_wait_share", "peak_memory_gib", "seconds_left"}
+    assert all(rates <= set(entry) for entry in steps)
+    assert all(0 < entry["data_wait_share"] < 1 for entry in steps)
+    assert re.search(r"images/s  data +\d+%  ", said.getvalue())
     assert [entry["step"] for entry in metrics if "eval_loss" in entry] == [2, 4]
     with Image.open(run / "loss.png") as picture:
         assert min(picture.size) > 200
@@ -131,6 +135,14 @@ def test_loader_workers_change_nothing(make_recipe: Callable[..., Recipe]) -> No
         metrics = (train(recipe, quiet()[0]) / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in metrics if '"loss"' in line])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("workers", "accumulation"), [(1, 1), (2, 1), (2, 8), (3, 8), (4, 8), (16, 8), (2, 7)])
+def test_workers_make_a_whole_step_ahead_and_little_more(workers: int, accumulation: int) -> None:
+    ahead = batches_ahead(workers, accumulation)
+    assert ahead is not None
+    assert accumulation + workers <= ahead * workers < accumulation + 2 * workers
+    assert batches_ahead(0, accumulation) is None
 
 
 def test_a_dry_run_builds_a_batch_and_leaves_nothing(make_recipe: Callable[..., Recipe]) -> None:
