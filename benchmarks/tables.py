@@ -1,0 +1,135 @@
+"""The tables of README.md, made of the files in `results/`.
+
+    python benchmarks/tables.py
+
+writes them between the two marks in README.md; with `--check` it only says, by exit code 1, whether they are not what they would be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+BEGIN, END = "<!-- tables of results, made by tables.py -->", "<!-- end of tables -->"
+
+Result = dict[str, Any]
+Columns = dict[str, Callable[[Result], str]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One benchmark: the files `PREFIX-*.json`, and the columns of its table."""
+
+    prefix: str
+    title: str
+    columns: Columns
+
+
+def main() -> int:
+    """Write or check the tables; 0 when they are in README.md as they should be."""
+    parser = argparse.ArgumentParser(description="Make the tables of README.md from the files in results/.")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 where README.md is not up to date"
+    )
+    arguments = parser.parse_args()
+    before = README.read_text(encoding="utf-8")
+    after = replaced(before, tables(HERE / "results"))
+    if before == after:
+        return 0
+    if arguments.check:
+        print(f"{README.name} is not up to date: python benchmarks/tables.py", file=sys.stderr)
+        return 1
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+def replaced(text: str, made: str) -> str:
+    """`text` with `made` between the marks.
+
+    Raises:
+        ValueError: the marks are not both there, once.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{README.name} must have {BEGIN!r} and {END!r} once each")
+    head, _, rest = text.partition(BEGIN)
+    return f"{head}{BEGIN}\n\n{made}\n{END}{rest.partition(END)[2]}"
+
+
+def tables(results: Path) -> str:
+    """All tables, each with a line for every file of its kind."""
+    parts = []
+    for kind in KINDS:
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob(f"{kind.prefix}-*.json"))]
+        if found:
+            parts.append(f"**{kind.title}**\n\n{_table(kind.columns, found)}")
+    return "\n".join(parts)
+
+
+def _table(columns: Columns, results: Sequence[Result]) -> str:
+    rows = [[show(result) for show in columns.values()] for result in results]
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _device(result: Result) -> str:
+    name = str(result.get("device_name", result["device"]))
+    return f"{name}, {result['threads']} thread" if result["device"] == "cpu" else name
+
+
+def _pair(stock: float, ours: float, digits: int = 2) -> str:
+    return f"{stock:.{digits}f} / {ours:.{digits}f}"
+
+
+STEP: Columns = {
+    "device": _device,
+    "layers": lambda r: str(r["layers"]),
+    "tokens": lambda r: f"{r['tokens']:,}",
+    "images": lambda r: str(r["images"]),
+    "seconds a step, stock / ours": lambda r: _pair(r["stock"]["seconds_per_step"], r["ours"]["seconds_per_step"]),
+    "times as fast (by repeat)": lambda r: (
+        f"**{r['speedup']:.2f}** ({', '.join(f'{ratio:.2f}' for ratio in r['speedup_by_repeat'])})"
+    ),
+    "peak above the model, GiB": lambda r: _pair(r["stock"]["peak_gib"], r["ours"]["peak_gib"]),
+    "memory ratio": lambda r: f"**{r['memory_ratio']:.2f}**",
+}
+
+PACKING: Columns = {
+    "device": _device,
+    "layers": lambda r: str(r["layers"]),
+    "rows, in a step": lambda r: f"{r['rows']}, {r['batch_size']}",
+    "useful tokens/s: stock padded / ours padded / ours packed": lambda r: " / ".join(
+        f"{r['ways'][way]['useful_tokens_per_second']:.0f}" for way in ("stock", "padded", "packed")
+    ),
+    "packed over stock": lambda r: f"**{r['packed_over_stock']:.2f}**",
+    "packed over padded": lambda r: f"{r['packed_over_padded']:.2f}",
+    "waste, padded / packed": lambda r: f"{r['waste']['padded']:.1%} / **{r['waste']['packed']:.1%}**",
+    "memory ratio": lambda r: f"{r['memory_ratio']:.2f}",
+}
+
+FULL_SIZE: Columns = {
+    "device": _device,
+    "layers": lambda r: str(r["layers"]),
+    "tokens": lambda r: f"{r['tokens']:,}",
+    "images": lambda r: str(r["images"]),
+    "built, GiB": lambda r: f"{r['loaded_gib']:.2f}",
+    "peak, GiB": lambda r: f"{r['peak_gib']:.2f}",
+    "planned, GiB": lambda r: f"{r['planned_gib']:.2f}",
+    "seconds a step": lambda r: f"{r['seconds_per_step']:.0f}",
+}
+
+KINDS = (
+    Kind("step", "`step.py`: the decoder body, and the vision tower where there are images", STEP),
+    Kind("packing", "`packing.py`: rows as people have them", PACKING),
+    Kind("full_size", "`full_size.py`: the project's own trainer, random NF4 weights", FULL_SIZE),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
