@@ -101,9 +101,8 @@ class PackedRows:
 
     def __init__(self, packed: torch.Tensor, state: QuantState) -> None:
         weights = _row_size(state.shape)
-        scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
         self._packed = packed.view(-1, weights // 2)
-        self._scales = scales.float().view(-1, weights // BLOCK)
+        self._scales = read_scales(state, 0, state.absmax.numel()).view(-1, weights // BLOCK)
         self._state = state
 
     def __len__(self) -> int:
@@ -126,6 +125,18 @@ class PackedRows:
         )
         weight: torch.Tensor = dequantize_4bit(packed.reshape(-1, 1), state)
         return weight
+
+
+def read_scales(state: QuantState, start: int, stop: int) -> torch.Tensor:
+    """The scales of some blocks of 64 weights in fp32, to the same bits as all at once; their own blocks are of 256."""
+    nested = state.state2
+    first, last = start // nested.blocksize, -(-stop // nested.blocksize)
+    absmax = state.absmax.view(-1)[first * nested.blocksize : last * nested.blocksize]
+    scales: torch.Tensor = dequantize_blockwise(
+        absmax, absmax=nested.absmax[first:last], code=nested.code, blocksize=nested.blocksize
+    )
+    scales += state.offset
+    return scales[start - first * nested.blocksize : stop - first * nested.blocksize]
 
 
 def _row_size(shape: torch.Size) -> int:

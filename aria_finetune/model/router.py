@@ -46,8 +46,9 @@ class Float32RoutedLayer(AriaTextMoELayer):  # type: ignore[misc]
         tokens_TH = hidden_states.view(-1, hidden_states.shape[-1])
         with torch.autocast(device_type=hidden_states.device.type, enabled=False):
             _, weights_TK, index_TK = self.router(tokens_TH)
-        routed: torch.Tensor = self.experts(tokens_TH, index_TK, weights_TK).view(hidden_states.shape)
+        # Before the routed experts, which then are what a checkpointed layer's second forward need not come to (experts.py).
         shared: torch.Tensor = self.shared_experts(hidden_states)
+        routed: torch.Tensor = self.experts(tokens_TH, index_TK, weights_TK).view(hidden_states.shape)
         return routed + shared
 
 

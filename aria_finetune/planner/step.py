@@ -22,6 +22,10 @@ MIB = 2**20
 HEAD_ROWS = 4096
 HEAD_TOKENS: Mapping[Device, int] = {"cpu": 1024, "cuda": 4096}
 """Rows of the lm_head, and labels that they score at a time (model/head_loss.py)."""
+EXPERT_ROWS = 2048
+"""Tokens of an expert that are computed at a time (model/experts.py)."""
+PIECE_BYTES = 2 * MIB
+"""Of an expert's weight that is dequantised at a time on a CPU (model/expert_weights.py)."""
 READ_AHEAD_BYTES = 8 * 32 * MIB
 """Pieces of tensors on their way while a model is loaded, of 32 MiB each at most."""
 TILES_AT_A_TIME = {490: 4, 980: 1}
@@ -154,12 +158,10 @@ class Setup:
         }
 
     def _machine_code(self, batch: Batch) -> int:
-        """oneDNN's, which only multiplies in 16 bit; experts round their tokens up, so that few shapes come up."""
+        """oneDNN's, which only multiplies in 16 bit; experts are computed in fp32."""
         if self.execution.device != "cpu" or self.holding.width != 2:
             return 0
-        a = self.architecture
-        most = min(3 * batch.positions * a.top_k // a.experts + 1, batch.positions)
-        shapes = 4 * _rounded_counts(most) + DENSE_KERNELS * batch.lengths + FORWARD_KERNELS * batch.other_lengths
+        shapes = DENSE_KERNELS * batch.lengths + FORWARD_KERNELS * batch.other_lengths
         return int(KERNEL_BYTES * min(shapes + TOWER_KERNELS * len(batch.tiles), KEPT_KERNELS))
 
     def _loss(self, batch: Batch) -> int:
@@ -177,7 +179,8 @@ class Setup:
         token = sum(self._token_bytes())
         return {
             "layer": layers * batch.positions * token,
-            "unpacked weights": self._workspace(),
+            "unpacked weights": self._unpacked(),
+            "experts": self._experts(batch),
         }
 
     def _token_bytes(self) -> Iterator[int]:
@@ -187,20 +190,28 @@ class Setup:
         yield a.hidden * (6 * FLOAT32 + 17 * width)
         yield 3 * a.shared_width * width  # gate, up, and what they become
         if self.execution.implementation == "lean":
-            yield round(a.top_k * 2 * a.width * width * 1.125)  # gate and up, rounded up to few shapes
+            yield 3 * a.hidden * width  # tokens and output, of which one is summed in fp32; an expert's own come and go
         else:
             # Tokens gathered for their experts, gate and up, what they become, and what comes back.
             yield round(a.top_k * width * (2 * a.hidden + 2.5 * a.width))
 
-    def _workspace(self) -> int:
+    def _experts(self, batch: Batch) -> int:
+        """What the backward of an expert has in fp32 of its tokens: thrice as many as on average, and some transposed."""
+        if self.execution.implementation != "lean":
+            return 0
+        a = self.architecture
+        most = min(3 * batch.positions * a.top_k // a.experts + 1, batch.positions, EXPERT_ROWS)
+        return most * (3 * a.hidden + 5 * a.width) * FLOAT32
+
+    def _unpacked(self) -> int:
         a, width = self.architecture, self.holding.width
         expert = a.hidden * 2 * a.width
         if not self.holding.packed:
             return 0
         linear = a.hidden * max(a.shared_width, a.heads * a.head_dim) * width
         if self.execution.implementation == "lean":
-            scales = a.experts * expert // 64 * FLOAT32
-            return round(2.5 * scales) + round(1.5 * expert * width) + linear
+            scales = expert // 64 * FLOAT32
+            return scales + (PIECE_BYTES if self.execution.device == "cpu" else expert * width) + linear
         return a.experts * round(1.5 * expert) * width + linear
 
     def _filling(self, batch: Batch) -> Phase:
@@ -229,11 +240,6 @@ class Setup:
     def _evaluation(self, batch: Batch) -> dict[str, int]:
         """No layer input is kept, and a layer holds about half of what it does in training."""
         held = self._batch(batch) | {"layer inputs": 0}
-        layer = round(0.5 * batch.positions * sum(self._token_bytes())) + self._workspace()
+        layer = round(0.5 * batch.positions * sum(self._token_bytes())) + self._unpacked() + self._experts(batch)
         work = {"loss": self._loss(batch)} if self._loss(batch) > layer else {"layer": layer}
         return held | work
-
-
-def _rounded_counts(most: int) -> int:
-    """How many counts of tokens up to `most` there are once they are rounded to three significant bits."""
-    return min(most, 8) + max(0, 4 * ((most - 1).bit_length() - 3)) if most > 0 else 0

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AriaTextConfig
 from transformers.models.aria.modeling_aria import AriaExperts
 
-from aria_finetune.model.experts import LEAN, PackedExperts, multiply, rounded_up, shares
+from aria_finetune.model import experts as experts_module
+from aria_finetune.model.expert_weights import PackedExperts, PackedWeight
+from aria_finetune.model.experts import LEAN, shares
 from aria_finetune.model.loading import load_model
+from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora
 from aria_finetune.model.nf4 import EXPERT_TENSORS, expert_state, put_experts, quantize_experts
 
 EXPERTS, TOP_K, HIDDEN, WIDTH = 8, 3, 64, 32
+Recompute = Literal["no", "checkpoint", "reentrant"]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def experts(implementation: str, dtype: torch.dtype, *, packed: bool = False) -> AriaExperts:
+def experts(
+    implementation: str, dtype: torch.dtype, *, packed: bool = False, count: int = EXPERTS, top_k: int = TOP_K
+) -> AriaExperts:
     config = AriaTextConfig(
-        hidden_size=HIDDEN, intermediate_size=WIDTH, moe_num_experts=EXPERTS, moe_topk=TOP_K, num_attention_heads=4
+        hidden_size=HIDDEN, intermediate_size=WIDTH, moe_num_experts=count, moe_topk=top_k, num_attention_heads=4
     )
     config._experts_implementation = implementation
     module = AriaExperts(config).to(dtype).requires_grad_(requires_grad=False)
@@ -33,22 +42,41 @@ def experts(implementation: str, dtype: torch.dtype, *, packed: bool = False) ->
     return module
 
 
-def routed(tokens: int, dtype: torch.dtype, *, idle: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def exact(module: AriaExperts) -> AriaExperts:
+    """transformers' own loop over experts, in fp64, with the weights that a module has."""
+    config = AriaTextConfig(
+        hidden_size=HIDDEN, intermediate_size=WIDTH, moe_num_experts=module.num_experts, num_attention_heads=4
+    )
+    config._experts_implementation = "eager"
+    found = AriaExperts(config).double().requires_grad_(requires_grad=False)
+    for name in EXPERT_TENSORS:
+        setattr(found, name, nn.Parameter(getattr(module, name).double(), requires_grad=False))
+    return found
+
+
+def routed(tokens: int, dtype: torch.dtype, *, idle: int = 0, count: int = EXPERTS, top_k: int = TOP_K) -> Batch:
     """Hidden states, indices and weights; the last `idle` experts get no token."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(tokens, HIDDEN, generator=generator).to(dtype)
-    logits = torch.randn(tokens, EXPERTS - idle, generator=generator)
-    top, index = logits.topk(TOP_K)
+    logits = torch.randn(tokens, count - idle, generator=generator)
+    top, index = logits.topk(top_k)
     return hidden, index, top.softmax(-1).to(dtype)
 
 
 def gradients(
-    module: AriaExperts, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *, recompute: bool = False
+    module: AriaExperts,
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    recompute: Recompute = "no",
 ) -> tuple[torch.Tensor, ...]:
     """Output, and gradients of hidden states and routing weights, for one upstream gradient."""
     hidden, weights = hidden.clone().requires_grad_(), weights.clone().requires_grad_()
     output = (
-        checkpoint(module, hidden, index, weights, use_reentrant=False) if recompute else module(hidden, index, weights)
+        module(hidden, index, weights)
+        if recompute == "no"
+        else checkpoint(module, hidden, index, weights, use_reentrant=recompute == "reentrant")
     )
     output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output.dtype))
     assert hidden.grad is not None
@@ -70,28 +98,46 @@ def test_outputs_and_gradients_in_fp32(tokens: int, idle: int, other: str, packe
     assert max(map(distance, found, due)) < 5e-7
 
 
-def test_products_on_a_cpu_have_few_shapes() -> None:
-    counts = [rounded_up(count) for count in range(1, 4097)]
-    assert len(set(counts)) == 8 + 4 * 9  # all up to 8, then four to each power of two up to 4096
-    assert counts[:16] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12, 14, 14, 16, 16]
-    assert all(count <= rounded <= 1.25 * count for count, rounded in enumerate(counts, start=1))
+def all_to_one(dtype: torch.dtype) -> Batch:
+    hidden, index, weights = routed(50, dtype, top_k=1)
+    return hidden, torch.full_like(index, 5), weights
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", [1, 9, 33])
-def test_rounding_up_changes_no_row(count: int, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows, weight = (torch.randn(shape, generator=generator).to(dtype) for shape in ((count, 64), (64, 32)))
-    found = multiply(rows, weight)
-    assert found.shape == (count, 32)
-    assert distance(found, rows.double() @ weight.double()) < (1e-6 if dtype == torch.float32 else 4e-3)
+ROUTINGS: dict[str, Callable[[torch.dtype], Batch]] = {
+    "experts without a token": lambda dtype: routed(50, dtype, idle=4),
+    "all tokens to one": all_to_one,
+    "all choices of all tokens are one": lambda dtype: (
+        routed(50, dtype)[0],
+        torch.full((50, 3), 2),
+        routed(50, dtype)[2],
+    ),
+    "top 6 of 64": lambda dtype: routed(50, dtype, count=64, top_k=6),
+}
+
+
+@pytest.mark.parametrize("recompute", ["no", "checkpoint", "reentrant"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_they_are_those_of_eager(
+    routing: str, dtype: torch.dtype, tolerance: float, packed: bool, recompute: Recompute
+) -> None:
+    """Of transformers' loop in the same dtype, and of the same in fp64."""
+    hidden, index, weights = ROUTINGS[routing](dtype)
+    count, top_k = (64 if "64" in routing else EXPERTS), index.shape[1]
+    lean, eager = (experts(name, dtype, packed=packed, count=count, top_k=top_k) for name in (LEAN, "eager"))
+    found = gradients(lean, hidden, index, weights, recompute=recompute)
+    due = gradients(eager, hidden, index, weights)
+    truth = gradients(exact(eager), hidden.double(), index, weights.double())
+    assert [tensor.dtype for tensor in found] == [dtype] * 3
+    assert max(map(distance, found, due)) < tolerance
+    assert max(map(distance, found, truth)) < tolerance
 
 
 def test_in_bf16_it_is_no_further_from_the_truth_than_eager() -> None:
     """The truth: fp64 arithmetic on the same bf16 weights and inputs."""
     batch = routed(200, torch.bfloat16)
-    exact = experts("eager", torch.bfloat16).double()
-    truth = gradients(exact, batch[0].double(), batch[1], batch[2].double())
+    truth = gradients(exact(experts("eager", torch.bfloat16)), batch[0].double(), batch[1], batch[2].double())
     ours = gradients(experts(LEAN, torch.bfloat16), *batch)
     eager = gradients(experts("eager", torch.bfloat16), *batch)
     for found, other, due in zip(ours, eager, truth, strict=True):
@@ -101,8 +147,78 @@ def test_in_bf16_it_is_no_further_from_the_truth_than_eager() -> None:
 
 def test_recomputation_changes_nothing() -> None:
     batch, module = routed(50, torch.float32), experts(LEAN, torch.float32)
-    plain, recomputed = gradients(module, *batch), gradients(module, *batch, recompute=True)
+    plain, recomputed = gradients(module, *batch), gradients(module, *batch, recompute="checkpoint")
     assert all(torch.equal(*pair) for pair in zip(plain, recomputed, strict=True))
+
+
+def test_an_expert_of_many_tokens_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, module = routed(50, torch.float32), experts(LEAN, torch.float32)
+    due = gradients(module, *batch)
+    monkeypatch.setattr(experts_module, "MOST_ROWS", 7)
+    parts = [len(share.slots) for share in shares(batch[1], EXPERTS)]
+    assert max(parts) == 7
+    assert sum(parts) == 150
+    assert max(map(distance, gradients(module, *batch), due)) < 5e-7
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_one_gradient_alone_is_the_same(wanted: tuple[bool, bool]) -> None:
+    hidden, index, weights = routed(50, torch.float32)
+    module = experts(LEAN, torch.float32)
+    both = gradients(module, hidden, index, weights)
+    hidden, weights = hidden.requires_grad_(wanted[0]), weights.requires_grad_(wanted[1])
+    output = module(hidden, index, weights)
+    output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(2)))
+    for tensor, due, asked in zip((hidden, weights), both[1:], wanted, strict=True):
+        assert (tensor.grad is not None) == asked
+        assert tensor.grad is None or torch.equal(tensor.grad, due)
+
+
+def test_a_gradient_of_a_gradient_is_refused() -> None:
+    hidden, index, weights = routed(4, torch.float32)
+    output = experts(LEAN, torch.float32)(hidden.requires_grad_(), index, weights)
+    (gradient,) = torch.autograd.grad(output.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_layer_computes_its_experts_once(
+    tiny_folder: Path, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, reentrant: bool
+) -> None:
+    """With adapters and under autocast, as it is trained; gradients are those without checkpointing, to the bit."""
+    computed: list[AriaExperts] = []
+    output = experts_module._output
+
+    def counted(module: AriaExperts, *batch: torch.Tensor) -> torch.Tensor:
+        computed.append(module)
+        return output(module, *batch)
+
+    monkeypatch.setattr(experts_module, "_output", counted)
+
+    def trained(*, checkpointing: bool) -> dict[str, torch.Tensor]:
+        base = load_model(str(tiny_folder), implementation=LEAN).model
+        model = add_lora(base, LoraPlan(dropout=0), base_name="tiny", seed=0)
+        for name, parameter in adapter_state(model).items():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+        model.enable_input_require_grads()
+        if checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.train()
+        computed.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        layers = base.config.text_config.num_hidden_layers
+        assert len(computed) == len(set(computed)) == layers
+        loss.backward()
+        assert len(computed) == (2 * layers if checkpointing and reentrant else layers)
+        return {name: parameter.grad for name, parameter in adapter_state(model).items()}
+
+    due = trained(checkpointing=False)
+    found = trained(checkpointing=True)
+    assert all(gradient.abs().max() > 0 for gradient in due.values())
+    assert all(torch.equal(found[name], gradient) for name, gradient in due.items())
 
 
 def test_autocast_does_not_reach_it() -> None:
@@ -113,31 +229,22 @@ def test_autocast_does_not_reach_it() -> None:
     assert torch.equal(inside, module(*batch))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_expert_is_dequantised_to_the_same_bits(dtype: torch.dtype) -> None:
-    for shape in ((3, 64, 128), (5, 64, 64), (3, 8, 24)):  # in the last, nested blocks of scales cross experts
-        weight = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
-        packed, state = quantize_experts(weight)
-        whole = dequantize_4bit(packed, state)
-        stack = PackedExperts(packed, state)
-        for expert in range(shape[0]):
-            assert stack[expert].dtype == dtype
-            assert torch.equal(stack[expert], whole[expert])
-
-
 def test_only_experts_with_tokens_are_dequantised(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     get = PackedExperts.__getitem__
 
-    def counted(self: PackedExperts, expert: int) -> torch.Tensor:
+    def counted(self: PackedExperts, expert: int) -> PackedWeight:
         asked.append(expert)
         return get(self, expert)
 
     monkeypatch.setattr(PackedExperts, "__getitem__", counted)
     hidden, _, weights = routed(4, torch.float32)
     index = torch.tensor([[0, 2, 7]] * 4)
-    experts(LEAN, torch.float32, packed=True)(hidden, index, weights)
+    output = experts(LEAN, torch.float32, packed=True)(hidden.requires_grad_(), index, weights)
     assert asked == [0, 0, 2, 2, 7, 7]
+    asked.clear()
+    output.sum().backward()
+    assert sorted(asked) == [0, 0, 2, 2, 7, 7]
 
 
 def test_every_slot_is_in_one_share() -> None:
@@ -177,7 +284,7 @@ def test_the_whole_model(tiny_folder: Path, precision: str, ids: torch.Tensor) -
 
 
 def test_saved_tensors_are_few() -> None:
-    """Beside input, weights and indices, only what the first projection gave."""
+    """Input, weights and indices."""
     hidden, index, weights = routed(100, torch.float32)
     saved: list[torch.Tensor] = []
 
@@ -188,4 +295,4 @@ def test_saved_tensors_are_few() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         experts(LEAN, torch.float32, packed=True)(hidden.requires_grad_(), index, weights)
     numbers = sum(tensor.numel() for tensor in saved)
-    assert numbers == hidden.numel() + 2 * index.numel() + index.numel() * 2 * WIDTH
+    assert numbers == hidden.numel() + 2 * index.numel()
