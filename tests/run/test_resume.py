@@ -7,7 +7,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,12 @@ from safetensors.torch import load_file
 from stopping import stop_at
 
 from aria_finetune.checkpoint.retention import checkpoints, newest_sealed
+from aria_finetune.data.dataset import EpochOrder
+from aria_finetune.data.decoding import Decoder
+from aria_finetune.data.pictures import by_medium
+from aria_finetune.data.rows import RowPlan
 from aria_finetune.errors import UserError
+from aria_finetune.features.reading import StoredFeatures
 from aria_finetune.material import load_base, prepare
 from aria_finetune.recipe import Recipe, load_recipe
 from aria_finetune.trainer import AriaTrainer
@@ -427,3 +434,96 @@ def test_what_a_killed_preparation_left_does_not_stand_in_the_way(
 def test_preparing_anew_gives_the_same_rows(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     plans = [prepare(recipe_of(), tmp_path / "media").plans for _ in range(2)]
     assert plans[0] == plans[1]
+
+
+PICTURES_RECIPE = """
+model: {{path: tiny, device: cpu}}
+data:
+  train:
+    - {{path: {data}/photos.json}}
+    - {{path: {data}/clip.jsonl}}
+    - {{path: {data}/warmth-train.jsonl, weight: 0.09}}
+  image_size: 490
+  max_tokens: 2048
+  cache_image_features: {cache}
+lora: {{dropout: 0.2}}
+train:
+  learning_rate: 1e-3
+  max_steps: 9
+  per_device_train_batch_size: 1
+  gradient_accumulation_steps: 2
+  dataloader_num_workers: {workers}
+output: {{dir: {output}}}
+"""
+
+
+class TestInMidEpoch:
+    """A run on pictures of 18 micro-batches, stopped after 10 of them; an epoch has more."""
+
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return tmp_path_factory.mktemp("pictures")
+
+    @pytest.fixture(scope="class")
+    def undisturbed(self, folder: Path) -> bytes:
+        """The adapter of a run that was never stopped, without workers and on live pictures."""
+        run = train(self.recipe(folder / "undisturbed", workers=0, cache="false"), Console(file=io.StringIO()))
+        return (run / "adapter/adapter_model.safetensors").read_bytes()
+
+    @staticmethod
+    def recipe(folder: Path, workers: int, cache: str) -> Recipe:
+        folder.mkdir()
+        text = PICTURES_RECIPE.format(data=DATA, output=folder / "run", workers=workers, cache=cache)
+        (folder / "recipe.yaml").write_text(text)
+        return load_recipe(folder / "recipe.yaml", [])
+
+    @pytest.mark.parametrize("workers", [0, 2, 4])
+    @pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
+    def test_what_came_before_is_not_read_again(
+        self,
+        folder: Path,
+        undisturbed: bytes,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        workers: int,
+        cached: bool,
+    ) -> None:
+        recipe = self.recipe(tmp_path / "stopped", workers, str(folder / "features") if cached else "false")
+        stop_at(monkeypatch, recipe, 10)
+        read = tmp_path / "read"
+        note_reads(monkeypatch, read)
+        run, said = go_on(recipe)
+        assert "going on from checkpoint-5" in said
+        assert (run / "adapter/adapter_model.safetensors").read_bytes() == undisturbed
+        rows = prepare(recipe, tmp_path / "store").train_rows
+        order = list(EpochOrder(rows.spans, rows.weights, recipe.train.seed))
+        assert len(order) > 19
+        shown = [names_of(rows.plans[row], cached=cached) for row in order]
+        # The loader is a batch ahead of the trainer, and workers are several.
+        last = 19 if workers == 0 else len(order)
+        needed, possible = (Counter(chain(*shown[10:end])) for end in (18, last))
+        assert needed <= Counter(read.read_text().splitlines()) <= possible
+        assert set(chain(*shown[:10])) - set(possible), "some pictures were for what came before alone"
+
+
+def note_reads(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """Write the path of every medium that is decoded, or whose features are read, to a file; workers do so too."""
+
+    def noting(method: Any, path_of: Callable[..., Any]) -> Any:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            with file.open("a") as lines:
+                lines.write(f"{path_of(*args)}\n")
+            return method(*args, **kwargs)
+
+        return noted
+
+    file.touch()
+    monkeypatch.setattr(Decoder, "image", noting(Decoder.image, lambda _, path, *__: path))
+    monkeypatch.setattr(Decoder, "frames", noting(Decoder.frames, lambda _, path, *__: path))
+    monkeypatch.setattr(StoredFeatures, "_read", noting(StoredFeatures._read, lambda _, media, __: media.path))
+
+
+def names_of(plan: RowPlan, *, cached: bool) -> list[str]:
+    """The paths that a row has read: one for each medium that is decoded, or for each picture whose features are read."""
+    sights = dict.fromkeys(plan.sights) if cached else [group[0] for group in by_medium(plan.sights)]
+    return [plan.record.media[sight.media].path or "" for sight in sights]
