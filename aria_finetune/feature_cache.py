@@ -85,16 +85,19 @@ def _complete(recipe: Recipe, material: Material, store: UsedStore, console: Con
     wanted = _wanted(recipe, material, console)
     forms = wanted.all()
     sizes = file_bytes(forms)
-    missing = _missing(store, forms)
+    missing, damaged = _unsound(store, forms, console)
+    for key in damaged:
+        console.print(f"damaged, and computed again: {store.path_of(key)}", highlight=False, soft_wrap=True)
+        store.remove(key)
     total = sum(sizes.values())
     console.print(
         f"image features of {len(forms):,} pictures ({shown_bytes(total)}) in {store.folder}/: "
-        f"{len(forms) - len(missing):,} are there, {len(missing):,} are computed now",
+        f"{len(forms) - len(missing) - len(damaged):,} are there, {len(missing) + len(damaged):,} are computed now",
         highlight=False,
     )
     failures: Failures = {}
     computed = 0
-    if missing or wanted.nameless():
+    if missing or damaged or wanted.nameless():
         with store.filling(lambda line: console.print(line, highlight=False)):
             missing = _missing(store, forms)  # another run may have computed them
             for key in missing:
@@ -132,6 +135,19 @@ def _rows_to_come(recipe: Recipe, material: Material) -> list[int]:
     evaluated = len(material.eval_rows.plans) if recipe.eval_strategy != "no" else 0
     start = len(trained.plans)
     return [*rows_of_updates(order, updates, rows_per_update), *range(start, start + evaluated)]
+
+
+def _unsound(store: UsedStore, forms: Mapping[str, Form], console: Console) -> tuple[list[str], list[str]]:
+    """Keys of features that are not there, and of those that are damaged: better found now than when a step needs them."""
+    missing = _missing(store, forms)
+    there = sorted(forms.keys() - set(missing))
+    damaged = []
+    with LayerProgress("checking image features", console, unit="pictures") as progress:
+        for done, key in enumerate(there, 1):
+            if not store.is_sound(key, forms[key]):
+                damaged.append(key)
+            progress(done, len(there))
+    return missing, damaged
 
 
 def _missing(store: UsedStore, forms: Mapping[str, Form]) -> list[str]:

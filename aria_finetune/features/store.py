@@ -90,6 +90,14 @@ class FeatureStore:
         digest = written.get("sha256") if isinstance(written, dict) else None
         return size == start + form.bytes and header == _expected(key, form, digest)
 
+    def is_sound(self, key: str, form: Form) -> bool:
+        """Whether what is there is what was written, by the hash of its tensor."""
+        try:
+            self.read(key, form)
+        except BrokenFeatures:
+            return False
+        return True
+
     def read(self, key: str, form: Form) -> torch.Tensor:
         """The features with a key.
 

@@ -186,6 +186,15 @@ def live(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     return of
 
 
+def damage(folder: Path) -> Path:
+    """Change a bit of the largest file's features; which file that is."""
+    large = max(folder.glob("*/*.safetensors"), key=lambda file: (file.stat().st_size, file.name))
+    content = bytearray(large.read_bytes())
+    content[-1] ^= 1
+    large.write_bytes(content)
+    return large
+
+
 def computed(recipe: Recipe, store: Path) -> int:
     """How many features a run computes before it begins."""
     with run_features(recipe, prepare(recipe, store / "media"), Console(file=io.StringIO())) as features:
@@ -366,17 +375,31 @@ class TestWhatChanged:
         assert computed(make("again", cache=kept), tmp_path) == 3
         assert contents(Path(kept)) == contents(filled)
 
-    def test_a_damaged_file_ends_the_run_and_is_computed_again(
-        self, make: Make, live: Callable[..., Path], kept: str
+    def test_a_damaged_file_is_found_before_training_and_computed_again(
+        self, make: Make, live: Callable[..., Path], kept: str, filled: Path
     ) -> None:
-        files = sorted(Path(kept).glob("*/*.safetensors"))
-        large = max(files, key=lambda file: file.stat().st_size)
-        content = bytearray(large.read_bytes())
-        content[-1] ^= 1
-        large.write_bytes(content)
+        large = damage(Path(kept))
+        folder, said = run(make("run", cache=kept))
+        assert f"damaged, and computed again: {large}" in said
+        assert f"{PICTURES - 1} are there, 1 are computed now" in said
+        assert contents(Path(kept)) == contents(filled)
+        assert_equal(folder, live())
+
+    def test_one_that_is_damaged_while_training_runs_ends_it(
+        self, make: Make, live: Callable[..., Path], kept: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[Path] = []
+
+        def begin(self: AriaTrainer) -> None:
+            seen.append(damage(Path(kept)))
+            original(self)
+
+        original = AriaTrainer.begin
+        monkeypatch.setattr(AriaTrainer, "begin", begin)
         with pytest.raises(UserError, match=r"image features of .*2\.png can't be used: the file is damaged") as told:
             run(make("run", cache=kept))
-        assert told.value.where == str(large)
+        monkeypatch.undo()
+        assert [told.value.where] == list(map(str, seen))
         assert "--resume" in (told.value.fix or "")
         folder, said = run(make("run", cache=kept), resume=True)
         assert f"{PICTURES - 1} are there, 1 are computed now" in said
