@@ -42,6 +42,7 @@ BUILDERS = (
     "data",
     "tiny",
     "memory",
+    "kernels",
     "model",
     "adapter",
 )
@@ -87,8 +88,13 @@ LAYERS: dict[str, Layer] = {
         knows=("checkpoint", "model", "provenance", "staging", "errors"),
         never=frozenset({"peft", "trl", "datasets"}),
     ),
+    "kernels": Layer(
+        ("kernels",), never=frozenset({"transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"})
+    ),
     "model": Layer(
-        ("model",), knows=("tiny", "memory", "provenance", "redaction", "errors"), never=frozenset({"trl", "datasets"})
+        ("model",),
+        knows=("kernels", "tiny", "memory", "provenance", "redaction", "errors"),
+        never=frozenset({"trl", "datasets"}),
     ),
     "adapter": Layer(
         ("adapter",),
