@@ -101,9 +101,16 @@ def _knobs_that_take_off_the_card(recipe: Recipe, phase: Phase) -> Iterator[Knob
         yield Knob("model.embedding=host", "0.48 GiB off the card; --resume goes on with it")
     if recipe.model.lm_head == "dense":
         yield Knob("model.lm_head=nf4", "0.36 GiB; the head is rounded to 4 bit")
-    if phase == "training" and recipe.experts_implementation("cuda") != "lean":
-        yield Knob("moe.implementation=lean", "experts are unpacked one at a time; its speed on a GPU was not measured")
-    if recipe.moe.experts_on == "device" and recipe.moe.implementation in ("auto", "lean"):
+    implementation, at_a_time = recipe.experts_implementation("cuda"), recipe.moe.experts_at_a_time
+    if phase == "training" and implementation == "grouped" and at_a_time is None:
+        yield Knob(
+            "moe.experts_at_a_time=8",
+            "experts are unpacked eight at a time, and the host waits for the GPU in every layer; --resume goes on with it",
+        )
+    if phase == "training" and implementation != "lean":
+        setting = "moe.implementation=lean" + (" moe.experts_at_a_time=null" if at_a_time is not None else "")
+        yield Knob(setting, "experts are unpacked one at a time; its speed on a GPU was not measured")
+    if recipe.moe.experts_on == "device" and recipe.moe.implementation in ("auto", "grouped", "lean"):
         yield Knob("moe.experts_on=host", "10.2 GiB off the card, and slower; --resume goes on with it")
 
 

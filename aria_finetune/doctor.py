@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
+from aria_finetune.kernels.language import triton
 from aria_finetune.memory import GIB
 
 REAL_NF4_GIB, REAL_BF16_GIB = 13.5, 47.2
@@ -43,7 +44,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything; a check that breaks is a finding, not an end."""
     findings: list[Finding] = []
-    for check in (_python, _packages, _gpu, _four_bit, _expert_kernel, _images, _videos, _trackers, _hub, _disk):
+    for check in (_python, _packages, _gpu, _four_bit, _expert_kernels, _images, _videos, _trackers, _hub, _disk):
         findings += _guarded(check)
     return findings
 
@@ -108,10 +109,15 @@ def _four_bit() -> list[Finding]:
     return [Finding("4-bit", f"NF4 on {device}, largest error {error:.3f} of 1", good=good, fatal=not good)]
 
 
-def _expert_kernel() -> list[Finding]:
+def _expert_kernels() -> list[Finding]:
     good = hasattr(torch.nn.functional, "grouped_mm")
     fix = "" if good else "install torch 2.10 or later, or set moe.implementation: eager"
-    return [Finding("grouped_mm", "there" if good else "missing from torch", good=good, fix=fix)]
+    findings = [Finding("grouped_mm", "there" if good else "missing from torch", good=good, fix=fix)]
+    if torch.cuda.is_available():
+        good = triton is not None
+        fix = "" if good else "pip install triton (Linux); without it the experts' kernels run in torch, slower"
+        findings.append(Finding("triton", triton.__version__ if good else "missing", good=good, fix=fix))
+    return findings
 
 
 def _images() -> list[Finding]:

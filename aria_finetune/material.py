@@ -145,14 +145,20 @@ def device_named(name: str, key: str = "--device") -> str:
 def load_base(recipe: Recipe, watch: Watch | None = None, *, without: Part | None = None) -> LoadedModel:
     """The frozen base model as the recipe wants it, with the bytes of its parts; `watch` is told of its layers."""
     device = choose_device(recipe)
-    wanted = Holding(lm_head=recipe.model.lm_head, embedding=recipe.model.embedding, experts=recipe.moe.experts_on)
+    implementation = recipe.experts_implementation(device)
+    wanted = Holding(
+        lm_head=recipe.model.lm_head,
+        embedding=recipe.model.embedding,
+        experts=recipe.moe.experts_on,
+        experts_at_a_time=recipe.moe.experts_at_a_time if implementation == "grouped" else None,
+    )
     return load_model(
         recipe.model.path,
         revision=recipe.model.revision,
         experts=recipe.model.experts,
         dtype=DTYPES[recipe.model.compute_dtype],
         device=device,
-        implementation=recipe.experts_implementation(device),
+        implementation=implementation,
         holding=None if without == "decoder" else wanted,
         without=without,
         watch=watch,

@@ -29,6 +29,7 @@ FREE_KEYS = {
     "data.cache_limit_gib",
     "data.on_bad_media",
     "data.media_timeout",
+    "moe.experts_at_a_time",
     "moe.experts_on",
     "train.activation_offloading",
     "train.dataloader_num_workers",

@@ -77,6 +77,7 @@ OFF_THE_CARD = [
     "train.activation_offloading=true",
     "model.embedding=host",
     "model.lm_head=nf4",
+    "moe.experts_at_a_time=8",
     "moe.implementation=lean",
     "moe.experts_on=host",
 ]
@@ -87,9 +88,11 @@ def test_what_can_be_taken_off_a_card_is_named_for_cards_alone(tmp_path: Path) -
         return [knob.setting for knob in memory_knobs(recipe(tmp_path, *overrides), phase, device)]
 
     cached = ["data.cache_image_features=true"]
-    assert named("cuda")[:6] == [*cached, *OFF_THE_CARD]
-    assert named("cuda", phase="loading") == [OFF_THE_CARD[1], OFF_THE_CARD[2], OFF_THE_CARD[4]]
-    assert named("cuda", *OFF_THE_CARD) == named("cpu") == [*cached, *named("cuda")[6:]]
+    assert named("cuda")[:7] == [*cached, *OFF_THE_CARD]
+    assert named("cuda", phase="loading") == [OFF_THE_CARD[1], OFF_THE_CARD[2], OFF_THE_CARD[5]]
+    turned = [knob for knob in OFF_THE_CARD if knob != "moe.experts_at_a_time=8"]
+    assert named("cuda", *turned) == named("cpu") == [*cached, *named("cuda")[7:]]
+    assert "moe.implementation=lean moe.experts_at_a_time=null" in named("cuda", "moe.experts_at_a_time=8")
     assert not set(named("cpu")) & set(OFF_THE_CARD)
     assert named("cuda", "model.experts=bf16", *cached)[0] == "model.experts=nf4"
     assert "moe.experts_on=host" not in named("cuda", "moe.implementation=eager")

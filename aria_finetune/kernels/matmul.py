@@ -51,6 +51,7 @@ def grouped_matmul(
     end_E: torch.Tensor,
     *,
     transposed: bool = False,
+    output_SO: torch.Tensor | None = None,
     way: Way | None = None,
     tiling: Tiling | None = None,
 ) -> torch.Tensor:
@@ -62,6 +63,7 @@ def grouped_matmul(
             transpose is taken.
         end_E: int32 (experts,), the row behind the last of each expert; that of the last expert is the number of rows.
         transposed: whether weights are (out, in).
+        output_SO: where the result goes, contiguous; new memory, if it is left out.
         way: how; the one for this dtype and device, if it is left out.
         tiling: for the way `triton`; one for so many rows on this device, if it is left out.
 
@@ -69,25 +71,23 @@ def grouped_matmul(
         (rows, out) in the same dtype, sums in fp32.
     """
     outer = weight_EIO.shape[1] if transposed else weight_EIO.shape[2]
-    if not len(rows_SI):
-        return rows_SI.new_empty(0, outer)
-    match way or chosen_way(rows_SI, weight_EIO):
-        case "grouped_mm":
-            weight = weight_EIO.transpose(1, 2) if transposed else weight_EIO
-            return functional.grouped_mm(rows_SI, weight, offs=end_E)
-        case "triton":
-            output_SO = rows_SI.new_empty(len(rows_SI), outer)
-            chosen = tiling or chosen_tiling(rows_SI, len(weight_EIO))
-            _launch(rows_SI, weight_EIO, end_E, output_SO, transposed=transposed, tiling=chosen)
-            return output_SO
-        case "loop":
-            output_SO = rows_SI.new_empty(len(rows_SI), outer)
-            begin = 0
-            for weight, end in zip(weight_EIO, end_E.tolist(), strict=True):
-                if end > begin:
-                    torch.mm(rows_SI[begin:end], weight.T if transposed else weight, out=output_SO[begin:end])
-                begin = end
-            return output_SO
+    way = way or chosen_way(rows_SI, weight_EIO)
+    if way == "grouped_mm" and len(rows_SI):
+        weight = weight_EIO.transpose(1, 2) if transposed else weight_EIO
+        product_SO = functional.grouped_mm(rows_SI, weight, offs=end_E)
+        return product_SO if output_SO is None else output_SO.copy_(product_SO)
+    if output_SO is None:
+        output_SO = rows_SI.new_empty(len(rows_SI), outer)
+    if way == "triton" and len(rows_SI):
+        chosen = tiling or chosen_tiling(rows_SI, len(weight_EIO))
+        _launch(rows_SI, weight_EIO, end_E, output_SO, transposed=transposed, tiling=chosen)
+    elif way == "loop":
+        begin = 0
+        for weight, end in zip(weight_EIO, end_E.tolist(), strict=True):
+            if end > begin:
+                torch.mm(rows_SI[begin:end], weight.T if transposed else weight, out=output_SO[begin:end])
+            begin = end
+    return output_SO
 
 
 def chosen_way(rows_SI: torch.Tensor, weight_EIO: torch.Tensor) -> Way:

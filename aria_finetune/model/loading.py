@@ -29,6 +29,7 @@ from aria_finetune.model.absent import Part, leave_out
 from aria_finetune.model.components import components
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.filling import empty_aria, fillings, places
+from aria_finetune.model.grouped_experts import GROUPED, limit_experts
 from aria_finetune.model.holding import Holding
 from aria_finetune.model.host_embedding import hold_embedding_on_host
 from aria_finetune.model.host_experts import connect_experts, put_on_host
@@ -92,7 +93,7 @@ def load_model(
             `bf16` and `fp32` keep everything dense.
         dtype: of the parts that are not 4-bit, and of the arithmetic.
         device: `cpu` or `cuda`.
-        implementation: how the routed experts are computed, `grouped_mm`, `eager` or `lean`.
+        implementation: how the routed experts are computed, `grouped_mm`, `eager`, `lean` or `grouped`.
         holding: how the parts are held that can be held in more than one way; plainly, if it is left out.
         without: a part whose weights must be in the checkpoint, but are not read.
         watch: is told how many decoder layers are loaded, and of how many.
@@ -125,15 +126,22 @@ def load_model(
     (_take if packed else _fill)(model, checkpoint, device, dtype, holding, count)
     if without != "decoder":
         model.tie_weights()
-    if holding.embedding == "host":
-        hold_embedding_on_host(model)
-    if holding.experts == "host":
-        connect_experts(model, device)
+    _settle(model, holding, device)
     install_float32_routers(model, lambda layer: checkpoint.read(ROUTER_KEY.format(layer=layer)))
     if experts == "nf4":
         _check_quantised(model)
     model.requires_grad_(requires_grad=False)
     return LoadedModel(model=model, checkpoint=checkpoint, components=components(model))
+
+
+def _settle(model: AriaForConditionalGeneration, holding: Holding, device: str) -> None:
+    """What is held in another way than plainly, once its weights are there."""
+    if holding.embedding == "host":
+        hold_embedding_on_host(model)
+    if holding.experts == "host":
+        connect_experts(model, device)
+    if holding.experts_at_a_time is not None:
+        limit_experts(model, holding.experts_at_a_time)
 
 
 def _check_holding(
@@ -145,8 +153,10 @@ def _check_holding(
 ) -> None:
     if experts != "nf4" and (holding.lm_head == "nf4" or holding.experts == "host"):
         raise ValueError("an lm_head in NF4 and experts in host memory need experts in NF4")
-    if holding.experts == "host" and implementation != LEAN:
+    if holding.experts == "host" and implementation not in (LEAN, GROUPED):
         raise ValueError(f"{implementation} takes all experts of a layer at once, which must be on the device")
+    if holding.experts_at_a_time is not None and implementation != GROUPED:
+        raise ValueError(f"{implementation} does not compute some experts at a time")
     if model.config.tie_word_embeddings and (holding.lm_head == "nf4" or holding.embedding == "host"):
         raise UserError(
             "the lm_head of this checkpoint is its embedding, which can't be NF4 or in host memory",

@@ -15,7 +15,7 @@ from aria_finetune.planner.architecture import Architecture
 from aria_finetune.planner.resident import FLOAT32, Adapter, Holding, adapter_bytes, model_components
 
 Device = Literal["cpu", "cuda"]
-Implementation = Literal["lean", "grouped_mm", "eager"]
+Implementation = Literal["lean", "grouped", "grouped_mm", "eager"]
 PhaseName = Literal["filling", "loading", "vision", "loss", "backward", "optimizer", "evaluation"]
 
 MIB = 2**20
@@ -63,13 +63,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run computes. With `cached` features, what the vision tower makes of pictures is computed before it."""
+    """How a run computes. With `cached` features, what the vision tower makes of pictures is computed before it.
+
+    `experts_at_a_time` is how many experts of a layer `grouped` makes dense together; None stands for all.
+    """
 
     device: Device
     implementation: Implementation
     checkpointing: bool = True
     offloading: bool = False
     cached: bool = False
+    experts_at_a_time: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Setup:
         adapter, gradients, state = adapter_bytes(self.adapter, self.architecture)
         loaded = self._loaded()
         model = {**loaded, "adapter": adapter}
-        trained = {**model, "gradients": gradients, "optimizer": state}
+        trained = {**model, "gradients": gradients, "optimizer": state, "workspace": self._kept_workspace()}
         batch = self._batch(training)
         phases = [
             Phase("loading", {**loaded, "reading ahead": self._reading()}),
@@ -191,6 +195,12 @@ class Setup:
         yield 3 * a.shared_width * width  # gate, up, and what they become
         if self.execution.implementation == "lean":
             yield 3 * a.hidden * width  # tokens and output, of which one is summed in fp32; an expert's own come and go
+        elif self.execution.implementation == "grouped":
+            # Gate and up of all slots, whose gradient takes their place, and the gradient of tokens. Of experts that are
+            # computed together the gradient of what gate and up become; of some at a time also what that is made of.
+            some = self.execution.experts_at_a_time
+            together = a.width if some is None else min(some / a.experts, 1) * (a.width + a.hidden)
+            yield round(a.top_k * width * (2 * a.width + a.hidden + together))
         else:
             # Tokens gathered for their experts, gate and up, what they become, and what comes back.
             yield round(a.top_k * width * (2 * a.hidden + 2.5 * a.width))
@@ -212,7 +222,16 @@ class Setup:
         if self.execution.implementation == "lean":
             scales = expert // 64 * FLOAT32
             return scales + (PIECE_BYTES if self.execution.device == "cpu" else expert * width) + linear
+        if self.execution.implementation == "grouped":
+            return linear  # experts are in the workspace
         return a.experts * round(1.5 * expert) * width + linear
+
+    def _kept_workspace(self) -> int:
+        """What `grouped` makes experts dense in: gate and up of those it takes together, and then their other projection."""
+        a, some = self.architecture, self.execution.experts_at_a_time
+        if self.execution.implementation != "grouped" or not (self.holding.packed or some):
+            return 0
+        return min(some or a.experts, a.experts) * a.hidden * 2 * a.width * self.holding.width
 
     def _filling(self, batch: Batch) -> Phase:
         """The vision tower and the projector alone, on every picture of the run."""

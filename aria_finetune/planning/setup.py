@@ -51,6 +51,7 @@ def setup_of(recipe: Recipe, architecture: Architecture, device: Device, *, pict
         Execution(
             device,
             recipe.experts_implementation(device),
+            experts_at_a_time=recipe.moe.experts_at_a_time,
             checkpointing=recipe.train.gradient_checkpointing,
             offloading=recipe.train.activation_offloading,
             cached=cached,

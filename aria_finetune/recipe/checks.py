@@ -55,7 +55,18 @@ def _small_cards(recipe: Recipe) -> Iterator[Conflict]:
             "offloads what gradient checkpointing keeps; set train.gradient_checkpointing to true",
             reads=(("train", "activation_offloading"), ("train", "gradient_checkpointing")),
         )
-    if recipe.moe.experts_on != "host":
+    yield from _experts(recipe)
+
+
+def _experts(recipe: Recipe) -> Iterator[Conflict]:
+    moe = recipe.moe
+    if moe.experts_at_a_time is not None and moe.implementation not in ("auto", "grouped"):
+        yield Conflict(
+            ("moe", "experts_at_a_time"),
+            f"only grouped computes some experts at a time, and moe.implementation is {moe.implementation}; leave one out",
+            reads=(("moe", "experts_at_a_time"), ("moe", "implementation")),
+        )
+    if moe.experts_on != "host":
         return
     if recipe.model.experts != "nf4":
         yield Conflict(
@@ -63,11 +74,11 @@ def _small_cards(recipe: Recipe) -> Iterator[Conflict]:
             f"host needs model.experts: nf4, and it is {recipe.model.experts}; leave experts_on out",
             reads=(("moe", "experts_on"), ("model", "experts")),
         )
-    if recipe.moe.implementation not in ("auto", "lean"):
+    if moe.implementation in ("eager", "grouped_mm"):
         yield Conflict(
             ("moe", "implementation"),
-            f"{recipe.moe.implementation} takes all experts of a layer at once, which moe.experts_on: host keeps off the "
-            "device; write lean, or leave implementation out",
+            f"{moe.implementation} takes all experts of a layer at once, which moe.experts_on: host keeps off the "
+            "device; write grouped or lean, or leave implementation out",
             reads=(("moe", "implementation"), ("moe", "experts_on")),
         )
 

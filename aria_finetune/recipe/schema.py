@@ -190,9 +190,13 @@ class LoraSection(Section):
 
 
 class MoeSection(Section):
-    """How the routed experts are computed, and whether they are held on the device or in host memory."""
+    """How the routed experts are computed, and whether they are held on the device or in host memory.
 
-    implementation: Literal["auto", "eager", "grouped_mm", "lean"] = "auto"
+    `experts_at_a_time` of None makes all experts of a layer dense together; nothing but `grouped` looks at it.
+    """
+
+    implementation: Literal["auto", "eager", "grouped_mm", "grouped", "lean"] = "auto"
+    experts_at_a_time: Count | None = None
     experts_on: Literal["device", "host"] = "device"
 
 
@@ -316,11 +320,11 @@ class Recipe(Section):
         """Optimizer steps between evaluations: those between saves where nothing else is said."""
         return self.train.eval_steps or self.train.save_steps
 
-    def experts_implementation(self, device: str) -> Literal["eager", "grouped_mm", "lean"]:
-        """How routed experts are computed on a device: `auto` is `lean` on a CPU, and for experts on the host."""
+    def experts_implementation(self, device: str) -> Literal["eager", "grouped_mm", "grouped", "lean"]:
+        """How routed experts are computed on a device: `auto` is `lean` on a CPU and `grouped` on a GPU."""
         if self.moe.implementation != "auto":
             return self.moe.implementation
-        return "lean" if device == "cpu" or self.moe.experts_on == "host" else "grouped_mm"
+        return "lean" if device == "cpu" else "grouped"
 
     def dump(self) -> dict[str, Any]:
         """All keys as plain JSON types, every None that has a meaning resolved. Holds nothing of the environment."""

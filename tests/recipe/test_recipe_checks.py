@@ -122,9 +122,18 @@ def test_two_contradictions_are_both_found() -> None:
     assert keys == [("model", "dtype"), ("train", "eval_strategy")]
 
 
-def test_experts_in_host_memory_are_nf4_and_computed_one_at_a_time() -> None:
+def test_some_experts_at_a_time_are_computed_by_one_implementation() -> None:
+    for implementation in ("auto", "grouped"):
+        assert found({}, {}, {}, {"experts_at_a_time": 8, "implementation": implementation}) == []
+    for implementation in ("lean", "grouped_mm", "eager"):
+        (conflict,) = found({}, {}, {}, {"experts_at_a_time": 8, "implementation": implementation})
+        assert conflict.key == ("moe", "experts_at_a_time")
+        assert f"moe.implementation is {implementation}" in conflict.message
+
+
+def test_experts_in_host_memory_are_nf4_and_not_unpacked_by_others() -> None:
     host = {"experts_on": "host"}
-    for implementation in ("auto", "lean"):
+    for implementation in ("auto", "lean", "grouped"):
         assert found({}, {}, {}, {**host, "implementation": implementation}) == []
     for implementation in ("grouped_mm", "eager"):
         (conflict,) = found({}, {}, {}, {**host, "implementation": implementation})
