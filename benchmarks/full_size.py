@@ -63,7 +63,9 @@ def main() -> int:
     with meters.peak_memory(arguments.device) as building:
         began = time.monotonic()
         plan = LoraPlan(rank=arguments.rank, dropout=0.05)
-        holding = Holding(arguments.lm_head, arguments.embedding, arguments.experts_on)
+        holding = Holding(
+            arguments.lm_head, arguments.embedding, arguments.experts_on, experts_at_a_time=arguments.experts_at_a_time
+        )
         model = ours.build(config, arguments.device, arguments.seed, plan, holding)
         offloaded = LayerInputs(model) if arguments.offload else None
         seconds = time.monotonic() - began
@@ -91,6 +93,7 @@ def main() -> int:
         "lm_head": arguments.lm_head,
         "embedding": arguments.embedding,
         "experts_on": arguments.experts_on,
+        "experts_at_a_time": arguments.experts_at_a_time,
         "offloaded_gib": round(offloaded.bytes / GIB, 4) if offloaded else 0.0,
         "device": arguments.device,
         "device_name": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
@@ -135,6 +138,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lm-head", choices=["dense", "nf4"], default="dense", help="model.lm_head of a recipe")
     parser.add_argument("--embedding", choices=["device", "host"], default="device", help="model.embedding")
     parser.add_argument("--experts-on", choices=["device", "host"], default="device", help="moe.experts_on")
+    parser.add_argument("--experts-at-a-time", type=int, help="moe.experts_at_a_time, on a GPU")
     parser.add_argument("--offload", action="store_true", help="train.activation_offloading")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -148,6 +152,8 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name} must be at least {least}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
+    if arguments.experts_at_a_time is not None and arguments.device == "cpu":
+        parser.error("--experts-at-a-time needs --device cuda")
     if arguments.gpu_memory is not None:
         if arguments.device != "cuda":
             parser.error("--gpu-memory needs --device cuda")
@@ -158,7 +164,6 @@ def parse() -> argparse.Namespace:
 
 def plan_of(arguments: argparse.Namespace, config: AriaConfig) -> tuple[dict[str, int], int]:
     """What `aria-finetune plan` reckons: bytes by component with the adapter, and the peak as it is measured here."""
-    lean = arguments.device == "cpu" or arguments.experts_on == "host"
     setup = Setup(
         Architecture.from_config(config.to_dict()),
         PlannedHolding(
@@ -167,7 +172,12 @@ def plan_of(arguments: argparse.Namespace, config: AriaConfig) -> tuple[dict[str
             experts_on_host=arguments.experts_on == "host",
         ),
         Adapter(("attention", "router"), arguments.rank),
-        Execution(arguments.device, "lean" if lean else "grouped_mm", offloading=arguments.offload),
+        Execution(
+            arguments.device,
+            "lean" if arguments.device == "cpu" else "grouped",
+            offloading=arguments.offload,
+            experts_at_a_time=arguments.experts_at_a_time,
+        ),
     )
     images = {SIDE: arguments.images} if arguments.images else {}
     tokens = arguments.tokens + arguments.images * IMAGE_TOKENS
@@ -276,6 +286,7 @@ def save(summary: dict[str, Any]) -> None:
         "nf4-head": summary["lm_head"] == "nf4",
         "host-embedding": summary["embedding"] == "host",
         "host-experts": summary["experts_on"] == "host",
+        f"{summary['experts_at_a_time']}-experts": summary["experts_at_a_time"] is not None,
         "offload": summary["offloaded_gib"] > 0,
     }
     file = HERE / "results" / ("-".join([name, *(way for way, taken in ways.items() if taken)]) + ".json")

@@ -10,6 +10,7 @@ from random_aria import Batch, empty_model, fill, router_weight
 from transformers import AriaConfig, AriaForConditionalGeneration
 
 from aria_finetune.model.experts import LEAN
+from aria_finetune.model.grouped_experts import GROUPED, limit_experts
 from aria_finetune.model.holding import Holding
 from aria_finetune.model.host_embedding import hold_embedding_on_host
 from aria_finetune.model.host_experts import connect_experts, put_on_host
@@ -22,8 +23,7 @@ from aria_finetune.model.vision import as_encoder_outputs, image_features
 def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan, holding: Holding | None = None) -> PeftModel:
     """The model with adapters, on `device`; `holding` says how it is held, plainly if it is left out."""
     holding = holding or Holding()
-    if device == "cpu" or holding.experts == "host":
-        config.text_config._experts_implementation = LEAN  # noqa: SLF001 (what a run takes there)
+    config.text_config._experts_implementation = LEAN if device == "cpu" else GROUPED  # noqa: SLF001 (what a run takes there)
     model = empty_model(config)
     prepare_for_nf4(model, torch.bfloat16, head=holding.lm_head == "nf4")
     fill(model, device, seed, put_on_host if holding.experts == "host" else put_experts)
@@ -31,6 +31,8 @@ def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan, holding: H
         hold_embedding_on_host(model)
     if holding.experts == "host":
         connect_experts(model, device)
+    if holding.experts_at_a_time is not None:
+        limit_experts(model, holding.experts_at_a_time)
     install_float32_routers(model, lambda layer: router_weight(layer, config, device, seed))
     model.requires_grad_(requires_grad=False)
     return add_lora(model, plan, base_name="random", seed=seed)
