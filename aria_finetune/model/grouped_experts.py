@@ -1,10 +1,11 @@
 """Aria's routed experts, all of a layer in a few kernels, without waiting for the GPU: what a run on a GPU takes.
 
 Tokens are sorted by expert. Experts in NF4 become dense in a workspace that all layers share, first for one projection and then
-for the other, and only those that a token was sent to. For the backward nothing is kept but the output of the first projection
-and the routing, for experts are frozen; the gradient of the routing weights is <h, gradient @ down_proj.T>, so that the second
-projection is never computed again. Where memory is short, some experts go at a time, and the host waits once a layer to learn
-which. Knows nothing of how tokens were routed. On a CPU the kernels' ways in torch run, and `lean` is faster.
+for the other, and only those that a token was sent to. For the backward nothing is kept but tokens and routing: it computes the
+first projection again while its weights are dense, which they are twice in a step, however much is checkpointed. The gradient of
+the routing weights is <h, gradient @ down_proj.T>, so the second projection is never computed again. Where memory is short,
+some experts go at a time, and the host waits once for the GPU to learn which. Knows nothing of how tokens were routed.
+On a CPU the kernels' ways in torch run, and `lean` is faster.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from bitsandbytes.functional import QuantState
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.aria.modeling_aria import AriaExperts
 
@@ -122,68 +124,102 @@ class NF4Stack:
 Stack = DenseStack | NF4Stack
 
 
-class _Grouped(torch.autograd.Function):
-    """Gradients for tokens and routing weights; the experts are frozen.
+class _Inputs(torch.autograd.Function):
+    """Keeps what the gradients are computed from, and computes them.
 
-    The gradient of gate and up takes the place of what was kept of them, so there is one backward: a second one raises.
+    Its output are the tokens, which `_Outputs` alone reads; the gradient that comes back is that of the experts' output.
+    Where a layer is checkpointed, torch ends its second forward with the last tensor that is kept again: if nothing after
+    the experts keeps one, they are not computed a second time.
     """
 
     @staticmethod
     def forward(
         ctx: Any, tokens_TH: torch.Tensor, weights_TK: torch.Tensor, index_TK: torch.Tensor, module: AriaExperts
     ) -> torch.Tensor:
-        gate_up, down = _stacks(module, tokens_TH.dtype)
-        tokens_TH, weight_S = tokens_TH.contiguous(), weights_TK.reshape(-1)
-        sorting = sort_by_expert(index_TK, module.num_experts)
-        at_a_time = module.__dict__.get(_AT_A_TIME)
-        gate_up_SN = _Gathering(at_a_time, tokens_TH, weight_S.numel(), 2 * module.intermediate_dim)
-        output_SH = _Gathering(at_a_time, tokens_TH, weight_S.numel(), module.hidden_dim)
-        for group in groups(sorting, at_a_time):
-            tokens_SH = gather(tokens_TH, sorting.slots[group.rows], sorting.top_k)
-            part_SN = gate_up_SN.multiply(tokens_SH, gate_up.take(group), group)
-            del tokens_SH
-            output_SH.multiply(swiglu(part_SN), down.take(group), group)
-        ctx.save_for_backward(gate_up_SN.all, weight_S, sorting.slots, sorting.rows, sorting.ends)
-        ctx.module, ctx.shape = module, weights_TK.shape  # and not its weights, which may be elsewhere by then
-        return combine(output_SH.all, sorting.rows, sorting.top_k, weight_S)
+        ctx.save_for_backward(tokens_TH, weights_TK, index_TK)
+        ctx.module = module
+        return tokens_TH.view_as(tokens_TH)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient_TH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gate_up_SN, weight_S, slots_S, rows_S, ends_E = ctx.saved_tensors
-        gate_up, down = _stacks(ctx.module, gradient_TH.dtype)
-        gradient_TH, sorting = gradient_TH.contiguous(), Sorting(slots_S, rows_S, ends_E, ctx.shape[1])
-        at_a_time = ctx.module.__dict__.get(_AT_A_TIME)
-        tokens_gradient_SH = _Gathering(at_a_time, gradient_TH, len(gate_up_SN), ctx.module.hidden_dim)
-        weight_gradient_S = torch.empty(len(gate_up_SN), dtype=torch.float32, device=gradient_TH.device)
-        for group in groups(sorting, at_a_time):
-            rows, slots = group.rows, sorting.slots[group.rows]
-            gradient_SH = gather(gradient_TH, slots, sorting.top_k)
-            gradient_SI = grouped_matmul(gradient_SH, down.take(group), group.ends, transposed=True)
-            del gradient_SH
-            part_SN, weight_gradient_S[rows] = swiglu_backward_(gate_up_SN[rows], gradient_SI, weight_S, slots)
-            del gradient_SI
-            tokens_gradient_SH.multiply(part_SN, gate_up.take(group), group, transposed=True)
-        tokens_gradient_TH = combine(tokens_gradient_SH.all, sorting.rows, sorting.top_k, None)
-        weights_gradient_TK = weight_gradient_S[sorting.rows].view(ctx.shape).to(weight_S.dtype)
-        return tokens_gradient_TH, weights_gradient_TK, None, None
+        tokens_TH, weights_TK, index_TK = ctx.saved_tensors
+        return *_gradients(ctx.module, tokens_TH, weights_TK, index_TK, gradient_TH), None, None
+
+
+class _Outputs(torch.autograd.Function):
+    """Computes the experts, and keeps nothing."""
+
+    @staticmethod
+    def forward(
+        _: Any, tokens_TH: torch.Tensor, weights_TK: torch.Tensor, index_TK: torch.Tensor, module: AriaExperts
+    ) -> torch.Tensor:
+        return _output(module, tokens_TH, weights_TK, index_TK)
+
+    @staticmethod
+    def backward(_: Any, gradient_TH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return gradient_TH, None, None, None
+
+
+def _output(
+    module: AriaExperts, tokens_TH: torch.Tensor, weights_TK: torch.Tensor, index_TK: torch.Tensor
+) -> torch.Tensor:
+    gate_up, down = _stacks(module, tokens_TH.dtype)
+    tokens_TH, at_a_time = tokens_TH.contiguous(), module.__dict__.get(_AT_A_TIME)
+    sorting = sort_by_expert(index_TK, module.num_experts)
+    output_SH = _Gathering(at_a_time, tokens_TH, len(sorting.slots))
+    for group in groups(sorting, at_a_time):
+        tokens_SH = gather(tokens_TH, sorting.slots[group.rows], sorting.top_k)
+        gate_up_SN = grouped_matmul(tokens_SH, gate_up.take(group), group.ends)
+        del tokens_SH
+        hidden_SI = swiglu(gate_up_SN)
+        del gate_up_SN
+        output_SH.multiply(hidden_SI, down.take(group), group)
+    return combine(output_SH.all, sorting.rows, sorting.top_k, weights_TK.reshape(-1))
+
+
+def _gradients(
+    module: AriaExperts,
+    tokens_TH: torch.Tensor,
+    weights_TK: torch.Tensor,
+    index_TK: torch.Tensor,
+    gradient_TH: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    gate_up, down = _stacks(module, tokens_TH.dtype)
+    tokens_TH, gradient_TH, weight_S = tokens_TH.contiguous(), gradient_TH.contiguous(), weights_TK.reshape(-1)
+    sorting, at_a_time = sort_by_expert(index_TK, module.num_experts), module.__dict__.get(_AT_A_TIME)
+    tokens_gradient_SH = _Gathering(at_a_time, tokens_TH, len(weight_S))
+    weight_gradient_S = torch.empty(len(weight_S), dtype=torch.float32, device=tokens_TH.device)
+    for group in groups(sorting, at_a_time):
+        slots = sorting.slots[group.rows]
+        gradient_SH = gather(gradient_TH, slots, sorting.top_k)
+        gradient_SI = grouped_matmul(gradient_SH, down.take(group), group.ends, transposed=True)
+        del gradient_SH
+        tokens_SH, weight_JHN = gather(tokens_TH, slots, sorting.top_k), gate_up.take(group)
+        gate_up_SN = grouped_matmul(tokens_SH, weight_JHN, group.ends)
+        del tokens_SH
+        gate_up_SN, weight_gradient_S[group.rows] = swiglu_backward_(gate_up_SN, gradient_SI, weight_S, slots)
+        del gradient_SI
+        tokens_gradient_SH.multiply(gate_up_SN, weight_JHN, group, transposed=True)
+    tokens_gradient_TH = combine(tokens_gradient_SH.all, sorting.rows, sorting.top_k, None)
+    return tokens_gradient_TH, weight_gradient_S[sorting.rows].view(weights_TK.shape).to(weights_TK.dtype)
 
 
 class _Gathering:
-    """The products of all groups: that of a single group as it comes, else each in its place."""
+    """Products with a row of `hidden` for every slot: that of a single group as it comes, else each in its place."""
 
-    def __init__(self, at_a_time: int | None, like: torch.Tensor, rows: int, columns: int) -> None:
-        self.all = like.new_empty(0 if at_a_time is None else rows, columns)
+    def __init__(self, at_a_time: int | None, like_TH: torch.Tensor, slots: int) -> None:
+        self.all = like_TH.new_empty(0 if at_a_time is None else slots, like_TH.shape[1])
         self._single = at_a_time is None
 
     def multiply(
         self, rows_SI: torch.Tensor, weight_JIO: torch.Tensor, group: Group, *, transposed: bool = False
-    ) -> torch.Tensor:
-        """The product of a group, which is kept."""
-        place_SO = None if self._single else self.all[group.rows]
-        part_SO = grouped_matmul(rows_SI, weight_JIO, group.ends, transposed=transposed, output_SO=place_SO)
+    ) -> None:
+        """Keep the product of a group."""
+        place_SH = None if self._single else self.all[group.rows]
+        product_SH = grouped_matmul(rows_SI, weight_JIO, group.ends, transposed=transposed, output_SO=place_SH)
         if self._single:
-            self.all = part_SO
-        return part_SO
+            self.all = product_SH
 
 
 def grouped_experts(
@@ -201,11 +237,13 @@ def grouped_experts(
         (tokens, hidden) in the dtype of `hidden_states`.
 
     Raises:
-        RuntimeError: an expert is to be trained; or, from the backward, there was one already.
+        RuntimeError: an expert is to be trained.
     """
     with torch.autocast(device_type=hidden_states.device.type, enabled=False):
-        grouped: Any = _Grouped.apply
-        output: torch.Tensor = grouped(hidden_states, top_k_weights, top_k_index, self)
+        keep: Any = _Inputs.apply
+        compute: Any = _Outputs.apply
+        kept_TH = keep(hidden_states, top_k_weights, top_k_index, self)
+        output: torch.Tensor = compute(kept_TH, top_k_weights.detach(), top_k_index, self)
     return output
 
 

@@ -196,11 +196,11 @@ class Setup:
         if self.execution.implementation == "lean":
             yield 3 * a.hidden * width  # tokens and output, of which one is summed in fp32; an expert's own come and go
         elif self.execution.implementation == "grouped":
-            # Gate and up of all slots, whose gradient takes their place, and the gradient of tokens. Of experts that are
-            # computed together the gradient of what gate and up become; of some at a time also what that is made of.
+            # Tokens of slots that are computed together, gate and up, and the gradient of what they become; and, of some
+            # experts at a time, the gradient of all slots' tokens.
             some = self.execution.experts_at_a_time
-            together = a.width if some is None else min(some / a.experts, 1) * (a.width + a.hidden)
-            yield round(a.top_k * width * (2 * a.width + a.hidden + together))
+            together = 1.0 if some is None else min(some / a.experts, 1.0)
+            yield round(a.top_k * width * (together * (a.hidden + 3 * a.width) + (0 if some is None else a.hidden)))
         else:
             # Tokens gathered for their experts, gate and up, what they become, and what comes back.
             yield round(a.top_k * width * (2 * a.hidden + 2.5 * a.width))
