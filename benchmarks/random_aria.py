@@ -130,9 +130,9 @@ def fill(model: AriaForConditionalGeneration, device: str, seed: int, put_expert
             full_name = f"{path}.{name}"
             generator = generator_for(device, seed, full_name)
             if isinstance(module, AriaExperts) and name in EXPERT_TENSORS:
-                put_experts(module, name, *_random_nf4(parameter.shape, deviation, generator))
+                put_experts(module, name, *random_nf4(parameter.shape, deviation, generator))
             elif isinstance(module, bnb.nn.Linear4bit) and name == "weight":
-                put_linear(module, *_random_nf4(parameter.shape, deviation, generator))
+                put_linear(module, *random_nf4(parameter.shape, deviation, generator))
             else:
                 wanted = _projector_deviation(full_name, parameter, text.num_hidden_layers) or deviation
                 values = random_values(full_name, parameter, wanted, generator)
@@ -173,7 +173,8 @@ def generator_for(device: str, seed: int, name: str) -> torch.Generator:
     return torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
-def _random_nf4(shape: torch.Size, deviation: float, generator: torch.Generator) -> tuple[torch.Tensor, QuantState]:
+def random_nf4(shape: torch.Size, deviation: float, generator: torch.Generator) -> tuple[torch.Tensor, QuantState]:
+    """Packed bytes and state of weights with a standard deviation, on the device of the generator."""
     device = generator.device
     packed = torch.randint(0, 256, (shape.numel() // 2, 1), generator=generator, device=device, dtype=torch.uint8)
     scale = torch.rand(shape.numel() // BLOCK, generator=generator, device=device)

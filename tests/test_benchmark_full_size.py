@@ -134,3 +134,9 @@ def test_the_first_checks_on_a_gpu_run_on_a_cpu() -> None:
     found = result(run("first_gpu.py", *words))
     assert [step["tokens"] for step in found["steps"]] == [40, 48]
     assert set(map(tuple, found["nf4_differs_in"].values())) == {()}
+    assert {(row["tokens"], row["way"]) for row in found["one_layer"]} == {
+        (tokens, way)
+        for tokens in (40, 48)
+        for way in ("eager", "grouped_mm", "lean", "grouped", "grouped, 8 at a time")
+    }
+    assert all(max(row["differs_by"].values()) < 1e-2 for row in found["one_layer"])

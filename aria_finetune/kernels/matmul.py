@@ -1,6 +1,6 @@
 """Rows that are sorted by expert, each times the weight of its expert; the device alone knows where an expert begins.
 
-There are three ways, and which is fastest where is for a GPU to say (`benchmarks/kernels.py`):
+There are three ways, and which is fastest where is for a GPU to say (`benchmarks/gpu_kernels.py`):
 
 - `grouped_mm`, torch's own: a fast kernel for bf16 on compute capability 9.0 and 10.0; elsewhere it waits for the device;
 - `triton`, the kernel below, for all others that Triton compiles for;

@@ -20,7 +20,7 @@ REGISTERS = 255
 @pytest.mark.skipif(triton is None, reason="there is no Triton for this system")
 def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "kernels.py")],
+        [sys.executable, str(ROOT / "benchmarks" / "gpu_kernels.py")],
         env=os.environ | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -49,7 +49,7 @@ def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path) -> None:
 def test_a_kernel_that_spills_is_told(tmp_path: Path) -> None:
     """A warp that has a row of 4096 columns to itself has not the registers for it."""
     code = (
-        "import json, sys; sys.path.insert(0, 'benchmarks'); import kernels; from dataclasses import replace, asdict\n"
+        "import json, sys; sys.path.insert(0, 'benchmarks'); import gpu_kernels as kernels; from dataclasses import replace, asdict\n"
         "(specimen,) = [s for s in kernels.specimens(86) if s.name == 'swiglu backward']\n"
         "large = replace(specimen, warps=1, constants={'WIDTH': 4096, 'BLOCK': 4096})\n"
         "found = kernels.compile_for(large, 86)\n"

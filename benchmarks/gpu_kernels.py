@@ -1,7 +1,7 @@
 """Compile every Triton kernel at Aria's size for the GPUs it is for, without one, and on a GPU also time it against torch.
 
-    python benchmarks/kernels.py
-    python benchmarks/kernels.py --device cuda --tokens 512 2048 8192 --save
+    python benchmarks/gpu_kernels.py
+    python benchmarks/gpu_kernels.py --device cuda --tokens 512 2048 8192 --save
 
 The table of registers, spilled bytes and shared memory is read from the machine code by `cuobjdump`, which comes with Triton.
 On a GPU each operation then runs on so many tokens, sent to 6 of 64 experts evenly or by a Zipf law, and is held against torch's and
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -29,12 +30,12 @@ if __name__ == "__main__":
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
+from random_aria import random_nf4
 from torch.nn import functional
 
 from aria_finetune.kernels import combine, gather, matmul, nf4, swiglu
 from aria_finetune.kernels.language import triton
 from aria_finetune.kernels.sorting import Sorting, sort_by_expert
-from aria_finetune.model.nf4 import double_quantised
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 2560, 1664, 64, 6
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227}
@@ -179,7 +180,7 @@ def timings(tokens: int, routing: str) -> Iterator[Timing]:
     yield row("sort", "torch", milliseconds=median(partial(sort_by_expert, index, EXPERTS)), error=None)
     yield from rowwise(sorting, generator, row)
     for name, sides in PRODUCTS.items():
-        packed, state = random_nf4((EXPERTS, *sides), generator)
+        packed, state = random_nf4(torch.Size([EXPERTS, *sides]), 1 / math.sqrt(HIDDEN), generator)
         yield from unpacking(f"unpack {name}", packed, state, row)
         weight = dequantize_4bit(packed, state)
         for transposed in (False, True):
@@ -236,14 +237,6 @@ def rowwise(sorting: Sorting, generator: torch.Generator, row: Callable[..., Tim
     yield row("swiglu backward", "torch", milliseconds=median(backward), error=None)
     # Its output is its next input: the values wander, the time does not.
     yield row("swiglu backward", "triton", milliseconds=median(ours), error=distance(found, due))
-
-
-def random_nf4(shape: tuple[int, int, int], generator: torch.Generator) -> tuple[torch.Tensor, QuantState]:
-    """Random bytes, and scales that make them weights with a standard deviation of about 0.02."""
-    count = torch.Size(shape).numel()
-    packed = torch.randint(0, 256, (count // 2, 1), generator=generator, device="cuda", dtype=torch.uint8)
-    scale = torch.rand(count // nf4.BLOCK, generator=generator, device="cuda").mul_(0.02).add_(0.03)
-    return packed, double_quantised(scale, torch.Size(shape), torch.bfloat16)
 
 
 def unpacking(operation: str, packed: torch.Tensor, state: QuantState, row: Callable[..., Timing]) -> Iterator[Timing]:
@@ -348,7 +341,7 @@ def main() -> int:
     else:
         print(*wrong, sep="\n", end="\n" if wrong else "")
     if arguments.save:
-        (RESULTS / f"kernels-{arguments.device}.json").write_text(
+        (RESULTS / f"gpu_kernels-{arguments.device}.json").write_text(
             json.dumps(summary, indent=1) + "\n", encoding="utf-8"
         )
     return 1 if wrong else 0
