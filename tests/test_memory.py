@@ -60,14 +60,33 @@ def test_mapped_files_do_not_count(large: Path) -> None:
     assert measured(first=mapped(large) + "; seen.close()", then="b'1' * (60 << 20)") == pytest.approx(60, abs=8)
 
 
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep other blocks")
+
+
 @linux
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep other blocks")
+@glibc
 def test_large_blocks_are_given_back_although_small_ones_lie_between_them() -> None:
     asked = "from aria_finetune.libraries import give_back_large_blocks; give_back_large_blocks()"
     held = (
         "blocks = [(bytearray(20 << 20), bytearray(100_000)) for _ in range(8)]; kept = [small for _, small in blocks]"
     )
     assert measured(first=f"{asked}\nfor _ in range(2): {held}; del blocks") < 20
+
+
+@linux
+@glibc
+def test_smaller_blocks_are_used_again_without_asking_the_system() -> None:
+    program = """
+import resource
+from aria_finetune.libraries import give_back_large_blocks
+give_back_large_blocks()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+for _ in range(100): b"1" * (3 << 20)
+print(faults() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4 * (3 * MIB // mmap.PAGESIZE), "the pages of the first are not those of the others"
 
 
 def test_a_page_is_a_page() -> None:
