@@ -149,8 +149,13 @@ def test_a_dry_run_builds_a_batch_and_leaves_nothing(make_recipe: Callable[..., 
     console, said = quiet()
     recipe = make_recipe()
     batch = dry_run(recipe, console)
-    assert batch["input_ids"].shape[0] == 2
+    assert len(batch["rows"]) == 4, "the rows of a step lie in one"
+    assert batch["input_ids"].shape == batch["position_ids"].shape == (1, batch["labels"].numel())
+    assert "4 rows in one, of" in said.getvalue()
     assert "one batch" in said.getvalue()
+    apart = dry_run(make_recipe("data.packing=false"), console)
+    assert apart["input_ids"].shape == apart["attention_mask"].shape
+    assert apart["input_ids"].shape[0] == 2
     assert "input_ids" in said.getvalue()
     assert not recipe.output_dir.exists()
 
