@@ -29,7 +29,6 @@ prepare_libraries()
 import meters  # noqa: E402
 import ours  # noqa: E402
 import torch  # noqa: E402
-from one_path import cpu_name  # noqa: E402
 from random_aria import FIRST_TEXT_ID, TEXT_IDS, VOCABULARY, aria_config  # noqa: E402
 from transformers import AriaConfig, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments  # noqa: E402
 
@@ -96,7 +95,7 @@ def main() -> int:
         "experts_at_a_time": arguments.experts_at_a_time,
         "offloaded_gib": round(offloaded.bytes / GIB, 4) if offloaded else 0.0,
         "device": arguments.device,
-        "device_name": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
+        "device_name": meters.device_name(arguments.device),
         "threads": torch.get_num_threads(),
         "parameters": sum(part.parameters for part in parts if part.name != "adapter"),
         "adapter_parameters": sum(part.parameters for part in parts if part.name == "adapter"),

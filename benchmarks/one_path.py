@@ -85,7 +85,7 @@ def measure(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "attention_implementation": config.text_config._attn_implementation,  # noqa: SLF001
         "adapter_dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in adapter_state(model).values()}),
         "threads": torch.get_num_threads(),
-        "device_name": torch.cuda.get_device_name() if job.device == "cuda" else cpu_name(),
+        "device_name": meters.device_name(job.device),
     }, evidence
 
 
@@ -150,13 +150,6 @@ def expert_evidence(model: PeftModel, batch: Batch, job: Job) -> dict[str, torch
         output_TH = block.experts(input_TH, index, weights)
     (gradient_TH,) = torch.autograd.grad(output_TH, input_TH, upstream_TH.to(output_TH.dtype))
     return {"experts.output": output_TH.detach().float().cpu(), "experts.input_gradient": gradient_TH.float().cpu()}
-
-
-def cpu_name() -> str:
-    """The processor's own name, where /proc knows it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ import ours  # noqa: E402
 import stock  # noqa: E402
 import torch  # noqa: E402
 from mix import Row, mixed_rows  # noqa: E402
-from one_path import PLAN, cpu_name, gradient, prepare_training  # noqa: E402
+from one_path import PLAN, gradient, prepare_training  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from random_aria import FIRST_TEXT_ID, TEXT_IDS, Scale, aria_config, generator_for  # noqa: E402
 from report import EVIDENCE_FILE, RESULT_FILE  # noqa: E402
@@ -157,7 +157,7 @@ def measure(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "experts_implementation": config.text_config._experts_implementation,  # noqa: SLF001
         "attention_implementation": config.text_config._attn_implementation,  # noqa: SLF001
         "threads": torch.get_num_threads(),
-        "device_name": torch.cuda.get_device_name() if job.device == "cuda" else cpu_name(),
+        "device_name": meters.device_name(job.device),
     }, evidence
 
 

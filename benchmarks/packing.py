@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import BODY_TOLERANCE, EVIDENCE_FILE, GIB, RESULT_FILE, difference
+from report import BODY_TOLERANCE, EVIDENCE_FILE, GIB, difference, read_results
 from safetensors.torch import load_file
-from step import ALLOCATOR, run_path, save
+from step import ALLOCATOR, run_in_turn, save
 
 from aria_finetune.provenance import versions
 
@@ -35,13 +35,9 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     allocator = {name: os.environ.get(name, value) for name, value in ALLOCATOR[arguments.device].items()}
     wanted = ("device", "scale", "layers", "rows", "batch_size", "max_tokens", "seed")
+    jobs = {way: {"path": way} | {name: getattr(arguments, name) for name in wanted} for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        runs: dict[str, list[Path]] = {way: [] for way in WAYS}
-        for repeat in range(arguments.repeats):
-            for way in WAYS:
-                print(f"{way}, process {repeat + 1} of {arguments.repeats}", file=sys.stderr, flush=True)
-                job = {"path": way} | {name: getattr(arguments, name) for name in wanted}
-                runs[way].append(run_path("packed_path.py", job, allocator, Path(folder) / f"{way}-{repeat}"))
+        runs = run_in_turn("packed_path.py", jobs, arguments.repeats, allocator, Path(folder))
         summary = summarise(runs, allocator)
     print(table(summary))
     if arguments.save:
@@ -76,10 +72,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def summarise(runs: dict[str, list[Path]], allocator: dict[str, str]) -> dict[str, Any]:
     """The JSON object: each way, ratios of useful tokens per second, and how far gradients differ from the stock path's."""
-    results = {
-        way: [json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")) for folder in folders]
-        for way, folders in runs.items()
-    }
+    results = {way: read_results(folders) for way, folders in runs.items()}
     sides = {way: _side(found) for way, found in results.items()}
     evidence = {way: load_file(folders[0] / EVIDENCE_FILE) for way, folders in runs.items()}
     apart = {way: difference(evidence["stock"], evidence[way], list(evidence["stock"])) for way in WAYS[1:]}

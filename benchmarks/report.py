@@ -34,7 +34,7 @@ def summarise(stock: Sequence[Path], ours: Sequence[Path], allocator: dict[str, 
         ours: those of our path.
         allocator: environment variables that both had.
     """
-    results = {"stock": _results(stock), "ours": _results(ours)}
+    results = {"stock": read_results(stock), "ours": read_results(ours)}
     first = results["stock"][0]
     sides = {name: _side(runs) for name, runs in results.items()}
     same = agreement(load_file(stock[0] / EVIDENCE_FILE), load_file(ours[0] / EVIDENCE_FILE))
@@ -87,7 +87,8 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _results(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def read_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What processes found, in the order of their folders."""
     return [json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")) for folder in folders]
 
 

@@ -38,12 +38,11 @@ def main() -> int:
     """Measure, compare, print; 0 when the paths agree."""
     arguments = parse(sys.argv[1:])
     allocator = {name: os.environ.get(name, value) for name, value in ALLOCATOR[arguments.device].items()}
+    wanted = ("device", "scale", "layers", "tokens", "images", "steps", "seed")
+    job = {name: getattr(arguments, name) for name in wanted}
+    jobs = {path: {"path": path, **job} for path in PATHS}
     with tempfile.TemporaryDirectory() as folder:
-        runs: dict[str, list[Path]] = {path: [] for path in PATHS}
-        for repeat in range(arguments.repeats):
-            for path in PATHS:
-                print(f"{path}, process {repeat + 1} of {arguments.repeats}", file=sys.stderr, flush=True)
-                runs[path].append(run(path, arguments, allocator, Path(folder) / f"{path}-{repeat}"))
+        runs = run_in_turn("one_path.py", jobs, arguments.repeats, allocator, Path(folder))
         summary = summarise(runs["stock"], runs["ours"], allocator)
     print(table(summary))
     if arguments.save:
@@ -80,11 +79,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def run(path: str, arguments: argparse.Namespace, allocator: dict[str, str], folder: Path) -> Path:
-    """One process of one path; what it found lies in `folder`."""
-    wanted = ("device", "scale", "layers", "tokens", "images", "steps", "seed")
-    job = {"path": path} | {name: getattr(arguments, name) for name in wanted}
-    return run_path("one_path.py", job, allocator, folder)
+def run_in_turn(
+    script: str, jobs: Mapping[str, Mapping[str, Any]], repeats: int, allocator: Mapping[str, str], folder: Path
+) -> dict[str, list[Path]]:
+    """Processes of `script`, one for each job, over and over; by the names of jobs, the folders of what they found."""
+    runs: dict[str, list[Path]] = {name: [] for name in jobs}
+    for repeat in range(repeats):
+        for name, job in jobs.items():
+            print(f"{name}, process {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
+            runs[name].append(run_path(script, job, allocator, folder / f"{name}-{repeat}"))
+    return runs
 
 
 def run_path(script: str, job: Mapping[str, Any], allocator: Mapping[str, str], folder: Path) -> Path:

@@ -100,6 +100,23 @@ STEP: Columns = {
     "memory ratio": lambda r: f"**{r['memory_ratio']:.2f}**",
 }
 
+EXPERTS: Columns = {
+    "device": _device,
+    "tokens": lambda r: f"{r['tokens']:,}",
+    "routing": lambda r: f"{r['routing']}, an expert's share up to {r['expert_load']['max']:.1%}",
+    "seconds a step: stock / eager / ours": lambda r: " / ".join(
+        f"{r[way]['seconds_per_step']:.3f}" for way in ("stock", "eager", "ours")
+    ),
+    "times as fast as stock (by repeat)": lambda r: (
+        f"**{r['speedup']:.2f}** ({', '.join(f'{ratio:.2f}' for ratio in r['speedup_by_repeat'])})"
+    ),
+    "in processor time": lambda r: f"{r['processor_speedup']:.2f}",
+    "as eager": lambda r: f"{r['against']['eager']['speedup']:.2f}",
+    "as ours on bf16": lambda r: f"{r['against']['dense']['speedup']:.2f}" if "dense" in r["against"] else "",
+    "peak above the weights, GiB": lambda r: _pair(r["stock"]["peak_gib"], r["ours"]["peak_gib"], 3),
+    "memory ratio": lambda r: f"**{r['memory_ratio']:.2f}**",
+}
+
 PACKING: Columns = {
     "device": _device,
     "layers": lambda r: str(r["layers"]),
@@ -126,6 +143,7 @@ FULL_SIZE: Columns = {
 
 KINDS = (
     Kind("step", "`step.py`: the decoder body, and the vision tower where there are images", STEP),
+    Kind("experts", "`experts.py`: the routed experts of one layer alone", EXPERTS),
     Kind("packing", "`packing.py`: rows as people have them", PACKING),
     Kind("full_size", "`full_size.py`: the project's own trainer, random NF4 weights", FULL_SIZE),
 )
