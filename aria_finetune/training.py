@@ -27,7 +27,7 @@ from aria_finetune.checkpoint.space import explain_full_disk
 from aria_finetune.data.begun import read_begun_rows, write_begun_rows
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
-from aria_finetune.data.dataset import EpochOrder, write_rejects
+from aria_finetune.data.dataset import write_rejects
 from aria_finetune.disk_need import check_space
 from aria_finetune.errors import UserError
 from aria_finetune.feature_cache import RunFeatures, check_feature_folder, run_features
@@ -218,7 +218,7 @@ def dry_run(recipe: Recipe, console: Console, *, resume: bool = False) -> Batch:
     with tempfile.TemporaryDirectory() as store:
         material = prepare(recipe, Path(store), decode_media=True)
         show_rows(material, console)
-        order = EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed)
+        order = material.train_rows.order(recipe.train.seed)
         first = list(order)[: recipe.train.per_device_train_batch_size]
         batch = build_collator(recipe, material, on_bad_media="fail")([{"row": row} for row in first])
     for name, tensor in batch.items():
@@ -308,7 +308,7 @@ def build_trainer(
         build_arguments(recipe, run),
         build_collator(recipe, material, features=features.stored if features else None),
         rows=RowCounts(len(material.train_rows.plans), len(material.eval_rows.plans)),
-        order=EpochOrder(material.train_rows.spans, material.train_rows.weights, recipe.train.seed),
+        order=material.train_rows.order(recipe.train.seed),
         processor=material.processor,
         watching=Watching(guard, skipped, interruption or Interruption(), progress.say),
         keeping=Keeping(
