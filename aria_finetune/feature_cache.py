@@ -16,12 +16,12 @@ from rich.console import Console
 
 from aria_finetune.advice import explain_out_of_memory
 from aria_finetune.checkpoint.space import explain_full_disk, shown_bytes
-from aria_finetune.data.dataset import EpochOrder, rows_of_updates
+from aria_finetune.data.dataset import rows_of_updates
 from aria_finetune.data.decoding import Decoder
 from aria_finetune.data.pictures import Pictures
 from aria_finetune.errors import UserError
 from aria_finetune.features.filling import Wanted, file_bytes, fill
-from aria_finetune.features.identity import FeatureKeys, encoder_identity, hash_files
+from aria_finetune.features.identity import FeatureKeys, encoder_identity, hash_media
 from aria_finetune.features.reading import Failures, FeatureForms, StoredFeatures
 from aria_finetune.features.store import DISK_REMEDY, GIB, FeatureStore, Form, UsedStore, use_store
 from aria_finetune.layer_progress import LayerProgress
@@ -115,12 +115,10 @@ def _complete(recipe: Recipe, material: Material, store: UsedStore, console: Con
 def _wanted(recipe: Recipe, material: Material, console: Console) -> Wanted:
     rows = _rows_to_come(recipe, material)
     plans = material.plans
-    paths = dict.fromkeys(
-        plans[row].record.media[sight.media].path or "" for row in rows for sight in plans[row].sights
-    )
+    media = [plans[row].record.media[sight.media] for row in rows for sight in plans[row].sights]
     device, dtype = choose_device(recipe), DTYPES[recipe.model.compute_dtype]
     with LayerProgress("reading media for their hashes", console, unit="files") as progress:
-        files = hash_files(paths, progress)
+        files = hash_media({medium.name: medium for medium in media}, progress)
     keys = FeatureKeys(encoder_identity(material.checkpoint, dtype, device), build_showing(recipe), files)
     forms = FeatureForms(vision_tokens(material.checkpoint), hidden_size(material.checkpoint), dtype)
     return Wanted(plans, rows, keys, forms)
@@ -129,7 +127,7 @@ def _wanted(recipe: Recipe, material: Material, console: Console) -> Wanted:
 def _rows_to_come(recipe: Recipe, material: Material) -> list[int]:
     """Rows that the run will train or be evaluated on, unless something stops it before."""
     train, trained = recipe.train, material.train_rows
-    order = EpochOrder(trained.spans, trained.weights, train.seed)
+    order = trained.order(train.seed)
     rows_per_update = train.per_device_train_batch_size * train.gradient_accumulation_steps
     updates = planned_steps(recipe, updates_per_epoch(recipe, len(order)))
     evaluated = len(material.eval_rows.plans) if recipe.eval_strategy != "no" else 0

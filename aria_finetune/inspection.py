@@ -18,7 +18,7 @@ from rich.text import Text
 
 from aria_finetune.conversion import SHOWN_REJECTS
 from aria_finetune.data.collation import BadRow
-from aria_finetune.data.dataset import EpochOrder, RowSet, check_rejects
+from aria_finetune.data.dataset import RowSet, check_rejects
 from aria_finetune.errors import TooManyRejects, UserError
 from aria_finetune.material import Material, build_collator, prepare
 from aria_finetune.recipe import Recipe
@@ -119,7 +119,7 @@ def select(recipe: Recipe, material: Material, options: InspectionOptions) -> Se
     train, data = material.train_rows, recipe.data
     names = [section.path for section in data.train]
     if options.split == "train":
-        order = EpochOrder(train.spans, train.weights, recipe.train.seed)
+        order = train.order(recipe.train.seed)
         chosen = list(islice(order, options.wanted))
         return Selection(chosen, len(order), "train", train, names, 0, recipe.train.per_device_train_batch_size)
     if not data.has_eval:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
-from aria_finetune.data.dataset import DataSource, EpochOrder, RowSet, hold_out, load_rows
+from aria_finetune.data.dataset import DataSource, RowSet, hold_out, load_rows
 from aria_finetune.data.packing import MicroBatches, Packing
 from aria_finetune.data.rows import Viewing
 from aria_finetune.model.hub_layout import CheckpointSettings
@@ -80,7 +80,7 @@ def build_batches(recipe: Recipe, rows: RowSet) -> MicroBatches:
     train, size = recipe.train, recipe.train.per_device_train_batch_size
     packing = Packing([plan.tokens for plan in rows.plans], size * recipe.data.max_tokens)
     return MicroBatches(
-        EpochOrder(rows.spans, rows.weights, train.seed),
+        rows.order(train.seed),
         size,
         train.gradient_accumulation_steps,
         packing if recipe.data.packing else None,

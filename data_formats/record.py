@@ -79,7 +79,8 @@ class Media:
     """A medium that was checked. `path` is relative to the data set's folder, or absolute when referenced.
 
     `width` and `height` are pixels as shown (after EXIF or stream rotation), `duration` seconds, `frames`
-    the number of decodable frames, `origin` the reference as the source gave it (data URIs shortened).
+    the number of decodable frames, `origin` the reference as the source gave it (data URIs shortened). `packed` is never
+    written: of a medium whose bytes lie in the Parquet file `path` it is row group, row and number in the row.
     """
 
     kind: PartType
@@ -95,6 +96,12 @@ class Media:
     num_frames: int | None = None
     page: int | None = None
     origin: str = ""
+    packed: tuple[int, int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells its bytes from others: the path, and of what is packed also the place."""
+        return (self.path or "") + ("#{}.{}.{}".format(*self.packed) if self.packed else "")
 
     def to_dict(self) -> dict[str, Any]:
         """The medium as plain JSON types."""
@@ -179,12 +186,18 @@ class Record:
         return cls(
             id=data["id"],
             messages=tuple(_message(message) for message in data["messages"]),
-            media=tuple(Media(**medium) for medium in data["media"]),
+            media=tuple(_media(medium) for medium in data["media"]),
             references=tuple(data["references"]),
             tools=data["tools"],
             meta=data["meta"],
             source=Source(**data["source"]),
         )
+
+
+def _media(data: Mapping[str, Any]) -> Media:
+    if "packed" in data:
+        raise TypeError("'packed' is no field of a medium that is written")
+    return Media(**data)
 
 
 def _message(data: Mapping[str, Any]) -> Message:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,7 @@ from aria_finetune.conversion.options import Reject
 from aria_finetune.data_formats.record import SCHEMA_VERSION, Media, Record
 from aria_finetune.errors import MediaError, UserError
 from aria_finetune.media.inspection import Inspector
+from aria_finetune.media.row_groups import MEDIA_COLUMN, Place, is_bytes_column
 from aria_finetune.provenance import hash_file
 
 MANIFEST = "manifest.json"
@@ -22,7 +24,8 @@ REJECTS = "rejects.jsonl"
 REPORT = "report.json"
 PACKINGS = ("jsonl", "parquet")
 _CONVERT_AGAIN = "convert the source again"
-_PACKED_ROWS = 32
+_READ_ROWS = 32
+"""Rows of which the media that are written into files are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ def read_dataset(
         folder: the data set.
         verify: compare the bytes of each shard with its hash first.
         inspector: measures media that were converted without a look into them; one of its own if none is given.
-        media_store: folder for the media of a set that is packed in Parquet.
+        media_store: folder for videos and documents of a set that is packed in Parquet. Images stay in it, and have
+            their place in `packed`.
         on_reject: gets a record of which such a medium can't be used.
 
     Raises:
@@ -153,11 +157,14 @@ class _Reader:
 
     def _record(self, row: str | dict[str, Any], where: str) -> Record | None:
         try:
+            places = (
+                itertools.repeat(None) if isinstance(row, str) else [medium.pop("packed") for medium in row["media"]]
+            )
             record = Record.from_dict(json.loads(row) if isinstance(row, str) else row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"the data set is damaged: {error}", where=where, fix=_CONVERT_AGAIN) from error
         try:
-            return replace(record, media=tuple(self._usable(medium) for medium in record.media))
+            return replace(record, media=tuple(map(self._usable, record.media, places)))
         except ValueError as error:
             raise UserError(f"the data set is damaged: {error}", where=where, fix=_CONVERT_AGAIN) from error
         except MediaError as error:
@@ -168,7 +175,9 @@ class _Reader:
             self._on_reject(Reject(source.file, source.ordinal, None, record.id, error.reason, error.detail))
             return None
 
-    def _usable(self, medium: Media) -> Media:
+    def _usable(self, medium: Media, packed: Place | None) -> Media:
+        if packed is not None:
+            return replace(medium, packed=packed)
         file = self._file(medium)
         if medium.width:
             return replace(medium, path=str(file))
@@ -200,25 +209,51 @@ class _Reader:
         return file
 
     def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        """The rows of a Parquet file, with the bytes of their media written into the store."""
+        """The rows of a Parquet file, with the bytes of videos and documents written into the store."""
         if self._store is None:
             raise UserError("its media are packed in Parquet", where=str(path), fix="read it with a folder for them")
         from pyarrow import ArrowException, parquet  # noqa: PLC0415 (slow to import, and few sets are packed)
 
         try:
             with parquet.ParquetFile(path) as table:
-                for batch in table.iter_batches(_PACKED_ROWS):
-                    for row in batch.to_pylist():
-                        yield {**row, "media": [self._unpacked(medium) for medium in row["media"]]}
+                for group in range(table.num_row_groups):
+                    yield from self._group_rows(table, group, os.path.realpath(path))
         except (ArrowException, OSError, KeyError, TypeError) as error:
             raise UserError(f"the data set is damaged: {error}", where=str(path), fix=_CONVERT_AGAIN) from error
 
-    def _unpacked(self, medium: dict[str, Any]) -> dict[str, Any]:
-        content = medium.pop("bytes")
+    def _group_rows(self, table: Any, group: int, file: str) -> Iterator[dict[str, Any]]:
+        """The rows of a row group. Bytes are read only where something other than measured images may have them."""
+        columns = [table.schema.column(index).path for index in range(len(table.schema))]
+        rows = table.read_row_group(group, columns=[name for name in columns if not is_bytes_column(name)]).to_pylist()
+        if all(_stays_packed(medium) or medium["path"] for row in rows for medium in row["media"]):
+            contents: Iterator[list[dict[str, Any]]] = iter([{"bytes": None}] * len(row["media"]) for row in rows)
+        else:
+            contents = _contents(table, group, [name for name in columns if is_bytes_column(name)])
+        for number, (row, media) in enumerate(zip(rows, contents, strict=True)):
+            kept = [
+                self._placed(medium, content["bytes"], file, (group, number, place))
+                for place, (medium, content) in enumerate(zip(row["media"], media, strict=True))
+            ]
+            yield {**row, "media": kept}
+
+    def _placed(self, medium: dict[str, Any], content: bytes | None, file: str, place: Place) -> dict[str, Any]:
+        if _stays_packed(medium):
+            return {**medium, "path": file, "packed": place}
         if content is None or self._store is None:
-            return medium
+            return {**medium, "packed": None}
         self._elsewhere = True  # the store's paths are absolute
-        return {**medium, "path": self._store.keep(CheckedMedia(content, medium["mime"])).path}
+        return {**medium, "packed": None, "path": self._store.keep(CheckedMedia(content, medium["mime"])).path}
+
+
+def _stays_packed(medium: Mapping[str, Any]) -> bool:
+    """Whether it can be shown without a file of its own: an image whose size is known."""
+    return bool(medium["kind"] == "image" and medium["path"] is None and medium["width"])
+
+
+def _contents(table: Any, group: int, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    for batch in table.iter_batches(_READ_ROWS, row_groups=[group], columns=columns):
+        for row in batch.to_pylist():
+            yield row[MEDIA_COLUMN]
 
 
 def _lines(path: Path) -> Iterator[str]:

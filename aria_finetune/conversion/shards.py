@@ -16,6 +16,8 @@ from aria_finetune.provenance import hash_file
 RECORDS_PER_SHARD = 100_000
 PARQUET_SHARD_BYTES = 512 << 20
 ROW_GROUP_RECORDS = 100
+ROW_GROUP_BYTES = 32 << 20
+"""Of media, from which on a row group ends: training keeps some row groups in memory (media/row_groups.py)."""
 _BUFFERED_LINES = 100
 """Few enough for the processor's caches; with 2,000 a conversion took a fifth longer."""
 
@@ -81,7 +83,7 @@ class JsonlShards:
 
 
 class ParquetShards:
-    """The same records as Parquet, `bytes` of media filled in; row groups of 100, nothing compressed twice."""
+    """The same records as Parquet, `bytes` of media filled in; row groups of 100 or 32 MiB, nothing compressed twice."""
 
     def __init__(self, name: Callable[[int], Path], read: Callable[[str], bytes]) -> None:
         self.written: list[tuple[Path, int, str]] = []
@@ -89,7 +91,7 @@ class ParquetShards:
         self._read = read
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
-        self._records = self._bytes = 0
+        self._records = self._bytes = self._flushed = 0
 
     def add(self, record: Record) -> None:
         """Write a record."""
@@ -97,7 +99,7 @@ class ParquetShards:
         row["media"] = [self._with_bytes(medium) for medium in row["media"]]
         self._rows.append(row)
         self._records += 1
-        if len(self._rows) == ROW_GROUP_RECORDS:
+        if len(self._rows) == ROW_GROUP_RECORDS or self._bytes - self._flushed >= ROW_GROUP_BYTES:
             self._flush()
         if self._bytes >= PARQUET_SHARD_BYTES:
             self._finish()
@@ -133,13 +135,14 @@ class ParquetShards:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema), row_group_size=ROW_GROUP_RECORDS)
         self._rows.clear()
+        self._flushed = self._bytes
 
     def _finish(self) -> None:
         self._flush()
         self._writer.close()
         path = self._name(len(self.written))
         self.written.append((path, self._records, hash_file(path)))
-        self._writer, self._records, self._bytes = None, 0, 0
+        self._writer, self._records, self._bytes, self._flushed = None, 0, 0, 0
 
 
 def parquet_schema() -> Any:

@@ -71,7 +71,7 @@ def write_begun_rows(plans: Sequence[RowPlan], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for plan in plans:
             source = plan.record.source
-            media = [medium.path or "" for medium in plan.record.media]
+            media = [medium.name for medium in plan.record.media]
             row = BegunRow(source.file, source.ordinal, plan.record.id, media, fingerprint_row(plan))
             file.write(json.dumps(asdict(row)) + "\n")
 

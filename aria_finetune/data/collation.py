@@ -183,7 +183,7 @@ class Collator:
             try:
                 seen |= look(row, media, sights)
             except MediaError as error:
-                return BadRow.of(row, plan, media.path or "", error)
+                return BadRow.of(row, plan, media.name, error)
         return [one for sight in plan.sights for one in seen[shown(sight)]]
 
     def _tiles(self, _row: int, media: Media, sights: Sequence[Sight]) -> dict[Shown, list[Tile]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from pathlib import Path
 from aria_finetune.conversion import SHOWN_REJECTS, ConversionOptions, Reject, is_dataset, read_dataset, read_records
 from aria_finetune.data.begun import BegunRows
 from aria_finetune.data.chat import ChatTokenizer
+from aria_finetune.data.nearness import shuffle_passes
 from aria_finetune.data.rows import RowPlan, Viewing, plan_row
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.format import Answers, Take
@@ -25,6 +27,9 @@ from aria_finetune.data_formats.record import Record
 from aria_finetune.errors import TooManyRejects, UserError
 from aria_finetune.media.inspection import Inspector
 from aria_finetune.redaction import redact_values
+
+_IN_ROW_GROUP = re.compile(r".+?\.parquet#\d+(?=\.\d+\.\d+)", re.DOTALL)
+"""How the name of a medium begins that is packed in Parquet."""
 
 POLICY_REASONS = ("too_long", "no_label")
 """Reasons that `data.too_long` and `data.loss_on` decide; they don't count against `data.max_rejects`."""
@@ -97,6 +102,16 @@ class RowSet:
     def has_pictures(self) -> bool:
         """Whether any row shows one."""
         return any(plan.sights for plan in self.plans)
+
+    @property
+    def groups(self) -> list[int | None]:
+        """The row group in which the pictures of each row are packed, by a number; None where they are files."""
+        numbers: dict[str, int] = {}
+        return [_row_group(plan, numbers) for plan in self.plans]
+
+    def order(self, seed: int) -> EpochOrder:
+        """The order in which training sees the rows."""
+        return EpochOrder(self.spans, self.weights, seed, self.groups)
 
     def reasons(self) -> dict[str, int]:
         """Rejected rows by reason code."""
@@ -239,9 +254,14 @@ class EpochOrder:
 
     A weight of 2.25 gives each row twice and a quarter of the rows once more; which quarter moves on from epoch
     to epoch until every row has had its turn. Shares are rounded, to no less than one row.
+
+    With `groups`, the row group of each row (None for one that can be read alone), rows of a group come near each other.
     """
 
-    def __init__(self, spans: Sequence[range], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self, spans: Sequence[range], weights: Sequence[float], seed: int, groups: Sequence[int | None] = ()
+    ) -> None:
+        self.groups = groups if any(group is not None for group in groups) else ()
         self.spans = list(spans)
         self.weights = list(weights)
         self.seed = seed
@@ -255,11 +275,15 @@ class EpochOrder:
         return sum(_share(span, weight) for span, weight in zip(self.spans, self.weights, strict=True))
 
     def __iter__(self) -> Iterator[int]:
-        rows: list[int] = []
+        passes: list[list[list[int]]] = []
         for number, (span, weight) in enumerate(zip(self.spans, self.weights, strict=True)):
-            rows += list(span) * int(weight)
-            rows += self._rotating(number, span, _share(span, weight) - len(span) * int(weight))
-        random.Random(f"{self.seed}:epoch:{self.epoch}").shuffle(rows)  # noqa: S311 (a seeded order)
+            again = self._rotating(number, span, _share(span, weight) - len(span) * int(weight))
+            passes.append([*([list(span)] * int(weight)), again])
+        draws = random.Random(f"{self.seed}:epoch:{self.epoch}")  # noqa: S311 (a seeded order)
+        if self.groups:
+            return iter(shuffle_passes(passes, self.groups, draws))
+        rows = [row for source in passes for rows in source for row in rows]
+        draws.shuffle(rows)
         return iter(rows)
 
     def _rotating(self, number: int, span: range, count: int) -> list[int]:
@@ -284,6 +308,13 @@ def rows_of_updates(order: EpochOrder, updates: int, rows_per_update: int) -> li
         if len(rows) == every:
             break
     return sorted(rows)
+
+
+def _row_group(plan: RowPlan, numbers: dict[str, int]) -> int | None:
+    # A row that lost a file since the run began must not change the order of the others.
+    names = [plan.lost.media] if plan.lost else [medium.name for medium in plan.record.media]
+    found = next(filter(None, map(_IN_ROW_GROUP.match, names)), None)
+    return numbers.setdefault(found[0], len(numbers)) if found else None
 
 
 def _share(span: range, weight: float) -> int:

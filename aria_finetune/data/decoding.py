@@ -10,6 +10,7 @@ from typing import Any
 from aria_finetune.data.tiles import Tile
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.media.isolation import Isolated, Reply, Wording
+from aria_finetune.media.row_groups import Place, RowGroups
 from aria_finetune.media.videos import VideoLimits
 
 
@@ -27,7 +28,20 @@ class Decoder(Isolated):
     SERVER = "aria_finetune.data.decoding_process"
     WORDING = Wording(work="decoding", worker="the decoder", does="decodes media")
 
-    def image(self, path: Path, tile: int, limits: ImageLimits, *, split: bool, sha256: str = "") -> DecodedImage:
+    def __init__(self, seconds: float = 30.0) -> None:
+        super().__init__(seconds)
+        self._row_groups = RowGroups()
+
+    def image(
+        self,
+        path: Path,
+        tile: int,
+        limits: ImageLimits,
+        *,
+        split: bool,
+        sha256: str = "",
+        packed: Place | None = None,
+    ) -> DecodedImage:
         """Open an image and make its tiles, as `open_image` and `make_tiles` do.
 
         Args:
@@ -37,13 +51,15 @@ class Decoder(Isolated):
             split: overview and crops.
             sha256: of the bytes that the file is to have, as hexadecimal digits; empty where it is not known. Files
                 above `decoding_process.HASHED_BYTES` are not compared with it.
+            packed: where its bytes are, if the file is a Parquet file.
 
         Raises:
-            MediaError: as `open_image`; `media_unsafe_path` when there is a link in the path; `media_changed` when
+            MediaError: as `open_image`, and as `RowGroups.read` where it is packed; `media_unsafe_path` when there is a link in the path; `media_changed` when
                 the file has other bytes; `media_unreadable` when decoding took too long or crashed.
             UserError: the decoding process can't be started.
         """
-        reply = self._ask({**_wanted(path, sha256, limits), "tile": tile, "split": split})
+        content = None if packed is None else self._row_groups.read(path, packed)
+        reply = self._ask({**_wanted(path, sha256, limits), "tile": tile, "split": split}, content)
         width, height = reply.header["size"]
         return DecodedImage((width, height), _tiles(reply))
 

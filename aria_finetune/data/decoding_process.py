@@ -6,8 +6,9 @@ medium to the next but hashes of files.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ HASHED_BYTES = 64 * 2**20
 REMEMBERED_HASHES = 65_536
 
 
-def answer(request: Mapping[str, Any], _content: bytes | None) -> Answer:
-    """Decode a file into tiles.
+def answer(request: Mapping[str, Any], content: bytes | None) -> Answer:
+    """Decode a file, or an image whose bytes came along, into tiles.
 
     A request has `path` (real and absolute), `sha256` (of the file's bytes; may be empty), `limits` (the fields of
     `ImageLimits` or `VideoLimits`) and `tile`; for an image also `split`, for a video `times`, for a document `pages` in
@@ -37,16 +38,31 @@ def answer(request: Mapping[str, Any], _content: bytes | None) -> Answer:
     Raises:
         MediaError: as `open_image` and `read_frames`; `media_unsafe_path`, `media_changed`.
     """
+    if content is not None:
+        return _image(request, content)
     path = _unlinked(request["path"])
     if "times" in request:
         frames = read_frames(path, request["times"], VideoLimits(**request["limits"]))
-        size, tiles = None, [fit_tile(frame, request["tile"]) for frame in frames]
+        tiles = [fit_tile(frame, request["tile"]) for frame in frames]
     elif "pages" in request:
-        size, tiles = None, [_page(path, page, request["tile"]) for page in request["pages"]]
+        tiles = [_page(path, page, request["tile"]) for page in request["pages"]]
     else:
-        image = open_image(path, ImageLimits(**request["limits"]))
-        size, tiles = image.size, make_tiles(image, request["tile"], split=request["split"])
+        return _image(request, path)
     _require_bytes(path, request["sha256"])
+    return _described(None, tiles)
+
+
+def _image(request: Mapping[str, Any], source: Path | bytes) -> Answer:
+    image = open_image(source, ImageLimits(**request["limits"]))
+    tiles = make_tiles(image, request["tile"], split=request["split"])
+    if isinstance(source, Path):
+        _require_bytes(source, request["sha256"])
+    elif request["sha256"] not in {"", hashlib.sha256(source).hexdigest()}:
+        raise MediaError("media_changed", "no longer the picture that was converted")
+    return _described(image.size, tiles)
+
+
+def _described(size: tuple[int, int] | None, tiles: Sequence[Tile]) -> Answer:
     extents = [(tile.height, tile.width) for tile in tiles]
     return {"size": size, "extents": extents}, [tile.pixels for tile in tiles]
 

@@ -57,7 +57,12 @@ class Pictures:
     def _image(self, media: Media, sights: Sequence[Sight]) -> dict[Shown, list[Tile]]:
         sight, path = sights[0], Path(media.path or "")
         image = self.decoder.image(
-            path, sight.tile, self.showing.image_limits, split=self.showing.split_images, sha256=media.sha256
+            path,
+            sight.tile,
+            self.showing.image_limits,
+            split=self.showing.split_images,
+            sha256=media.sha256,
+            packed=media.packed,
         )
         if image.size != (media.width, media.height) or len(image.tiles) != sight.tiles:
             raise MediaError(CHANGED, "no longer the picture that the row was planned with")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from aria_finetune.data.collation import BadRow, OnBadMedia
 from aria_finetune.data.pictures import CHANGED, Pictures, by_medium, shown, stack_tiles
 from aria_finetune.data.rows import RowPlan, Sight
+from aria_finetune.data_formats.record import Media
 from aria_finetune.errors import MediaError, UserError
 from aria_finetune.features.identity import FeatureKeys, Watch, stamp_of
 from aria_finetune.features.reading import Failures, FeatureForms
@@ -155,20 +156,19 @@ class _Decoding(Dataset[Decoded]):
         """The tiles of a job, in its order, or why there are none."""
         plan = self.wanted.plans[job.row]
         media = plan.record.media[job.sights[0].media]
-        path = media.path or ""
         try:
             tiles = self.pictures.of(media, job.sights)
-            self._require_hashed(job, path)
+            self._require_hashed(job, media)
         except MediaError as error:
-            return BadRow.of(job.row, plan, path, error)
+            return BadRow.of(job.row, plan, media.name, error)
         except UserError as error:
             return error
         return stack_tiles([tile for sight in job.sights for tile in tiles[shown(sight)]])
 
-    def _require_hashed(self, job: Job, path: str) -> None:
+    def _require_hashed(self, job: Job, media: Media) -> None:
         """Make sure that what was decoded is what the key is made of."""
-        hashed = self.wanted.keys.files.get(path)
-        if self.wanted.key(job.row, job.sights[0]) is None or not hashed or stamp_of(Path(path)) != hashed.stamp:
+        hashed, now = self.wanted.keys.files.get(media.name), stamp_of(Path(media.path or ""))
+        if self.wanted.key(job.row, job.sights[0]) is None or not hashed or now != hashed.stamp:
             raise MediaError(CHANGED, "no longer the file that it was when the run started")
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from aria_finetune.data.rows import Sight
 from aria_finetune.data_formats.record import Media
 from aria_finetune.errors import MediaError
 from aria_finetune.media.paths import require_regular_file
+from aria_finetune.media.row_groups import RowGroups
 from aria_finetune.model.hub_layout import HubCheckpoint
 from aria_finetune.provenance import fingerprint_objects, hash_file
 
@@ -59,7 +62,7 @@ class HashedFile:
 class FeatureKeys:
     """Names the features of pictures.
 
-    `encoder` is what `encoder_identity` gives, `showing` how pictures become tiles, `files` the hashed media by path.
+    `encoder` is what `encoder_identity` gives, `showing` how pictures become tiles, `files` the hashed media by name.
     """
 
     encoder: str
@@ -68,8 +71,11 @@ class FeatureKeys:
 
     def of(self, media: Media, sight: Sight) -> str | None:
         """64 hexadecimal digits; None for a file that could not be read, or is not the one that was converted."""
-        file = self.files.get(media.path or "")
-        if file is None or (media.sha256 and file.sha256 != media.sha256 and file.stamp.size <= HASHED_BYTES):
+        file = self.files.get(media.name)
+        if file is None:
+            return None
+        compared = media.packed is not None or file.stamp.size <= HASHED_BYTES
+        if media.sha256 and file.sha256 != media.sha256 and compared:
             return None
         how: tuple[object, ...]
         if sight.page is not None:
@@ -99,19 +105,34 @@ def encoder_identity(checkpoint: HubCheckpoint, dtype: torch.dtype, device: str)
     return digest.hexdigest()
 
 
-def hash_files(paths: Collection[str], watch: Watch) -> dict[str, HashedFile]:
-    """Read files through; those that can't be read, or have a link in their path by now, are left out."""
+def hash_media(media: Mapping[str, Media], watch: Watch) -> dict[str, HashedFile]:
+    """Read media through, given by their names; those that can't be read, or have a link in their path by now, are left out."""
     hashed: dict[str, HashedFile] = {}
+    files = {name: medium for name, medium in media.items() if medium.packed is None}
+    packed = {name: medium for name, medium in media.items() if medium.packed is not None}
     with ThreadPoolExecutor(HASHERS) as pool:
         try:
-            for done, (path, file) in enumerate(zip(paths, pool.map(_hashed, paths), strict=True), start=1):
+            # What is packed is read in its order, row group by row group, by one.
+            found = chain(pool.map(_hashed, files), map(partial(_hashed_inside, RowGroups(groups=1)), packed.values()))
+            for done, (name, file) in enumerate(zip([*files, *packed], found, strict=True), start=1):
                 if file is not None:
-                    hashed[path] = file
-                watch(done, len(paths))
+                    hashed[name] = file
+                watch(done, len(media))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return hashed
+
+
+def _hashed_inside(row_groups: RowGroups, medium: Media) -> HashedFile | None:
+    path = Path(medium.path or "")
+    stamp = stamp_of(path)
+    if stamp is None or medium.packed is None:
+        return None
+    try:
+        return HashedFile(hashlib.sha256(row_groups.read(path, medium.packed)).hexdigest(), stamp)
+    except MediaError:
+        return None
 
 
 def stamp_of(path: Path) -> Stamp | None:

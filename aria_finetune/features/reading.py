@@ -65,7 +65,7 @@ class StoredFeatures:
 
     def _unsound(self, media: Media, where: Path, what: str) -> UserError:
         return UserError(
-            f"the image features of {media.path} can't be used: {what}",
+            f"the image features of {media.name} can't be used: {what}",
             where=str(where),
             fix="go on with --resume, which computes them again; see whether the disk is sound",
         )

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import count, islice
 
 from aria_finetune.data.chat import ChatTokenizer
-from aria_finetune.data.dataset import EpochOrder, RowSet
+from aria_finetune.data.dataset import RowSet
 from aria_finetune.data.packing import best_fit
 from aria_finetune.data.rows import RowPlan, Viewing, plan_row
 from aria_finetune.data_formats.errors import RecordError
@@ -208,7 +208,7 @@ def steps(recipe: Recipe, rows: Rows) -> int:
 
 def epoch_rows(recipe: Recipe, rows: Rows) -> int:
     """Rows of an epoch, each source by its weight."""
-    return len(EpochOrder(rows.training.spans, rows.training.weights, recipe.train.seed))
+    return len(rows.training.order(recipe.train.seed))
 
 
 def rows_of_update(recipe: Recipe) -> int:
@@ -242,7 +242,7 @@ def epoch_work(rows: Rows, architecture: Architecture, *, checkpointing: bool) -
 
 def _order(rows: RowSet, seed: int) -> Iterator[int]:
     """Rows in the order of training, epoch after epoch; none where there is no row."""
-    order = EpochOrder(rows.spans, rows.weights, seed)
+    order = rows.order(seed)
     for epoch in count():
         order.set_epoch(epoch)
         if not len(order):

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conversion_sources import llava, text_record, write_image, write_source
+from conversion_sources import llava, text_record, write_image, write_source, write_video
 
 from aria_finetune.conversion import ConversionOptions, Reject, convert, is_dataset, read_dataset
 from aria_finetune.conversion.dataset import is_over_limit
 from aria_finetune.errors import TooManyRejects, UserError
+from aria_finetune.media.row_groups import RowGroups
 
 
 @pytest.fixture
@@ -68,8 +69,39 @@ class TestReading:
         for one, other in zip(ours, theirs, strict=True):
             assert (one.id, one.messages, one.meta, one.source) == (other.id, other.messages, other.meta, other.source)
             for medium, twin in zip(one.media, other.media, strict=True):
-                assert Path(medium.path or "").read_bytes() == Path(twin.path or "").read_bytes()
+                content = RowGroups().read(Path(medium.path or ""), medium.packed) if medium.packed else None
+                assert (content is None) == (pack == "jsonl")
+                assert (content or Path(medium.path or "").read_bytes()) == Path(twin.path or "").read_bytes()
                 assert (medium.width, medium.sha256, medium.origin) == (twin.width, twin.sha256, twin.origin)
+
+    def test_what_is_no_image_comes_out_of_parquet_as_a_file(self, tmp_path: Path) -> None:
+        image, clip = write_image(tmp_path / "a.png"), write_video(tmp_path / "v.mp4")
+        records = [llava("a.png"), llava(question="<video>?", video="v.mp4"), text_record(1), llava("a.png")]
+        convert(write_source(tmp_path / "data.jsonl", records), tmp_path / "out", ConversionOptions(pack="parquet"))
+        store = tmp_path / "store"
+        first, second, third, fourth = read_dataset(tmp_path / "out", media_store=store)
+        (stored,) = [path for path in store.rglob("*") if path.is_file()]
+        assert stored.read_bytes() == clip.read_bytes()
+        assert (second.media[0].path, second.media[0].packed, third.media) == (str(stored), None, ())
+        assert [record.media[0].packed for record in (first, fourth)] == [(0, 0, 0), (0, 3, 0)]
+        shard = tmp_path / "out" / "data-00000.parquet"
+        assert {record.media[0].name for record in (first, fourth)} == {f"{shard}#0.0.0", f"{shard}#0.3.0"}
+        assert RowGroups().read(shard, (0, 3, 0)) == image.read_bytes()
+
+    def test_images_that_were_not_measured_come_out_of_parquet_and_are(self, tmp_path: Path) -> None:
+        write_image(tmp_path / "a.png")
+        source = write_source(tmp_path / "data.jsonl", [llava("a.png")])
+        convert(source, tmp_path / "out", ConversionOptions(pack="parquet", verify="none"))
+        (record,) = read_dataset(tmp_path / "out", media_store=tmp_path / "store")
+        assert (record.media[0].width, record.media[0].packed) == (40, None)
+        assert Path(record.media[0].path or "").is_relative_to(tmp_path / "store")
+
+    def test_lines_can_not_say_that_a_medium_is_packed(self, dataset: Path) -> None:
+        """Else a path could lead anywhere."""
+        lines = dataset / "data-00000.jsonl"
+        lines.write_text(lines.read_text().replace('"origin":', '"packed":[0,0,0],"origin":', 1))
+        with pytest.raises(UserError, match="the data set is damaged: 'packed' is no field"):
+            list(read_dataset(dataset))
 
     def test_media_that_were_not_measured_are_measured(self, tmp_path: Path) -> None:
         write_image(tmp_path / "a.png")

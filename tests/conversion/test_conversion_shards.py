@@ -164,6 +164,20 @@ class TestParquet:
         assert first["media"][0]["bytes"] == b"x" * 100  # type: ignore[index]
         assert {**first, "media": []} == {**record(0).to_dict(), "messages": first["messages"]}
 
+    def test_a_new_row_group_for_so_many_bytes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 250)
+        monkeypatch.setattr(shards, "PARQUET_SHARD_BYTES", 800)
+        (tmp_path / "a.png").write_bytes(b"x" * 100)
+        writer = shard_writer(
+            "parquet", lambda number: tmp_path / f"{number}", lambda path: (tmp_path / path).read_bytes()
+        )
+        for number in range(11):
+            writer.add(record(number, "a.png"))
+        writer.close()
+        found = [parquet.ParquetFile(path).metadata for path, _, _ in writer.written]
+        sizes = [[file.row_group(group).num_rows for group in range(file.num_row_groups)] for file in found]
+        assert sizes == [[3, 3, 2], [3]]
+
     def test_media_that_are_left_in_place_are_packed_as_well(self, tmp_path: Path) -> None:
         image = write_image(tmp_path / "in" / "a.png")
         source = write_source(tmp_path / "in" / "data.jsonl", [llava("a.png")])

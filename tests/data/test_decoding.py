@@ -19,8 +19,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from aria_finetune.data import decoding_process
 from aria_finetune.data.decoding import Decoder
@@ -169,6 +171,35 @@ class TestTiles:
     def test_a_name_that_is_no_text(self, decoder, tmp_path):
         path = picture(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.png")))
         assert_same(show(decoder, path), make_tiles(open_image(path, IMAGES), 490, split=False))
+
+
+class TestPackedInParquet:
+    @pytest.fixture
+    def packed(self, tmp_path: Path) -> Path:
+        photos = [path.read_bytes() for path in sorted(BUNDLED.glob("photos/*"))]
+        rows = [[{"bytes": photo}] for photo in (*photos, b"", b"damaged")]
+        parquet.write_table(pa.table({"media": rows}), tmp_path / "data.parquet", row_group_size=3)
+        return tmp_path / "data.parquet"
+
+    @pytest.mark.parametrize("split", [False, True])
+    def test_the_tiles_are_those_of_the_file(self, decoder, packed, split):
+        for row, path in enumerate(sorted(BUNDLED.glob("photos/*"))):
+            place, sha256 = (row // 3, row % 3, 0), hashlib.sha256(path.read_bytes()).hexdigest()
+            found = decoder.image(packed, 490, IMAGES, split=split, sha256=sha256, packed=place)
+            expected = decoder.image(path, 490, IMAGES, split=split, sha256=sha256)
+            assert found.size == expected.size
+            assert_same(found.tiles, expected.tiles)
+
+    def test_another_picture_or_none_in_its_place(self, decoder, packed):
+        photos = sorted(BUNDLED.glob("photos/*"))
+        second = hashlib.sha256(photos[1].read_bytes()).hexdigest()
+        places = {(0, 0, 0): "media_changed", (1, 1, 0): "media_unreadable", (1, 2, 0): "media_unreadable",
+                  (9, 0, 0): "media_changed"}  # fmt: skip
+        for place, reason in places.items():
+            with pytest.raises(MediaError) as refused:
+                decoder.image(packed, 490, IMAGES, split=False, sha256=second, packed=place)
+            assert refused.value.reason == reason
+        assert decoder.image(packed, 490, IMAGES, split=False, sha256=second, packed=(0, 1, 0)).tiles
 
 
 class TestErrors:

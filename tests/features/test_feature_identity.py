@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from aria_finetune.data.pictures import Showing
 from aria_finetune.data.rows import Sight
 from aria_finetune.data_formats.record import Media
-from aria_finetune.features.identity import FeatureKeys, HashedFile, Stamp, encoder_identity, hash_files, stamp_of
+from aria_finetune.features.identity import FeatureKeys, HashedFile, Stamp, encoder_identity, hash_media, stamp_of
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.media.videos import VideoLimits
 from aria_finetune.model.hub_layout import open_checkpoint
@@ -94,12 +96,35 @@ class TestFiles:
         os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
         names = ("a.png", "folder", "linked/b.png", "link.png", "pipe.png", "gone.png", "folder/b.png")
         seen: list[tuple[int, int]] = []
-        found = hash_files([str(tmp_path / name) for name in names], lambda done, of: seen.append((done, of)))
+        files = {str(tmp_path / name): media(str(tmp_path / name)) for name in names}
+        found = hash_media(files, lambda done, of: seen.append((done, of)))
         expected = {str(tmp_path / name): hashlib.sha256(name[-5:-4].encode()).hexdigest()
                     for name in ("a.png", "folder/b.png")}  # fmt: skip
         assert {path: file.sha256 for path, file in found.items()} == expected
         assert seen == [(done, 7) for done in range(1, 8)]
         assert found[str(tmp_path / "a.png")].stamp == stamp_of(tmp_path / "a.png")
+
+    def test_what_is_packed_is_hashed_in_its_place(self, tmp_path: Path) -> None:
+        shard = tmp_path / "data.parquet"
+        rows = [[{"bytes": b"a"}], [{"bytes": b"b"}, {"bytes": b"c"}], [{"bytes": None}]]
+        parquet.write_table(pa.table({"media": rows}), shard, row_group_size=1)
+        (tmp_path / "a.png").write_bytes(b"a")
+        places = [(0, 0, 0), (1, 0, 1), (2, 0, 0), (3, 0, 0), None]
+        inside = [media(str(shard if place else tmp_path / "a.png"), packed=place) for place in places]
+        seen: list[tuple[int, int]] = []
+        found = hash_media({one.name: one for one in inside}, lambda done, of: seen.append((done, of)))
+        hashes = {content: hashlib.sha256(content.encode()).hexdigest() for content in "abc"}
+        assert [found[one.name].sha256 if one.name in found else None for one in inside] == [
+            hashes["a"], hashes["c"], None, None, hashes["a"]
+        ]  # fmt: skip
+        assert seen == [(done, 5) for done in range(1, 6)]
+        assert found[inside[0].name].stamp == stamp_of(shard)
+        made = keys(files=found)
+        assert made.of(inside[0], IMAGE) == made.of(inside[4], IMAGE) != made.of(inside[1], IMAGE)
+        assert made.of(replace(inside[0], sha256=hashes["a"]), IMAGE) == made.of(inside[0], IMAGE)
+        # However large the file is that they lie in.
+        large = {name: replace(file, stamp=Stamp(1, 2**40, 1)) for name, file in found.items()}
+        assert keys(files=large).of(replace(inside[0], sha256=hashes["b"]), IMAGE) is None
 
     @pytest.mark.parametrize("harm", ["written to", "replaced", "removed"])
     def test_a_stamp_tells_a_file_that_changed(self, tmp_path: Path, harm: str) -> None:

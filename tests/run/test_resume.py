@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from stopping import stop_at
 
 from aria_finetune.checkpoint.retention import checkpoints, newest_sealed
-from aria_finetune.data.dataset import EpochOrder
-from aria_finetune.data.decoding import Decoder
-from aria_finetune.data.pictures import by_medium
+from aria_finetune.conversion import ConversionOptions, convert, shards
+from aria_finetune.data.pictures import Pictures, by_medium
 from aria_finetune.data.rows import RowPlan
+from aria_finetune.data_formats.record import Media
 from aria_finetune.errors import UserError
 from aria_finetune.features.reading import StoredFeatures
 from aria_finetune.material import load_base, prepare
@@ -442,7 +442,7 @@ data:
   train:
     - {{path: {data}/photos.json}}
     - {{path: {data}/clip.jsonl}}
-    - {{path: {data}/warmth-train.jsonl, weight: 0.09}}
+    - {{path: {drawings}, weight: 0.09}}
   image_size: 490
   max_tokens: 2048
   cache_image_features: {cache}
@@ -471,9 +471,10 @@ class TestInMidEpoch:
         return (run / "adapter/adapter_model.safetensors").read_bytes()
 
     @staticmethod
-    def recipe(folder: Path, workers: int, cache: str) -> Recipe:
+    def recipe(folder: Path, workers: int, cache: str, drawings: Path | None = None) -> Recipe:
         folder.mkdir()
-        text = PICTURES_RECIPE.format(data=DATA, output=folder / "run", workers=workers, cache=cache)
+        drawings = drawings or DATA / "warmth-train.jsonl"
+        text = PICTURES_RECIPE.format(data=DATA, drawings=drawings, output=folder / "run", workers=workers, cache=cache)
         (folder / "recipe.yaml").write_text(text)
         return load_recipe(folder / "recipe.yaml", [])
 
@@ -489,6 +490,44 @@ class TestInMidEpoch:
         cached: bool,
     ) -> None:
         recipe = self.recipe(tmp_path / "stopped", workers, str(folder / "features") if cached else "false")
+        self.check(recipe, undisturbed, tmp_path, monkeypatch, cached=cached)
+
+    @pytest.fixture(scope="class")
+    def packed(self, folder: Path) -> Path:
+        """The drawings in Parquet, seven to a row group."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards, "ROW_GROUP_RECORDS", 7)
+            convert(DATA / "warmth-train.jsonl", folder / "packed", ConversionOptions(pack="parquet"))
+        return folder / "packed"
+
+    @pytest.fixture(scope="class")
+    def undisturbed_on_packed(self, folder: Path, packed: Path) -> bytes:
+        recipe = self.recipe(folder / "packed-run", workers=0, cache="false", drawings=packed)
+        run = train(recipe, Console(file=io.StringIO()))
+        assert not list((run / "media").rglob("*.png")), "no picture became a file"
+        return (run / "adapter/adapter_model.safetensors").read_bytes()
+
+    @pytest.mark.parametrize(("workers", "cached"), [(0, False), (2, False), (2, True)])
+    def test_with_pictures_packed_in_parquet(
+        self,
+        folder: Path,
+        packed: Path,
+        undisturbed_on_packed: bytes,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        workers: int,
+        cached: bool,
+    ) -> None:
+        recipe = self.recipe(tmp_path / "stopped", workers, str(folder / "features") if cached else "false", packed)
+        order = self.check(recipe, undisturbed_on_packed, tmp_path, monkeypatch, cached=cached)
+        groups = prepare(recipe, tmp_path / "store").train_rows.groups
+        assert len({groups[row] for row in order} - {None}) > 6
+        assert None in {groups[row] for row in order}
+
+    def check(
+        self, recipe: Recipe, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cached: bool
+    ) -> list[int]:
+        """Stop the run, go on, and see what that read; returns the order of the epoch."""
         stop_at(monkeypatch, recipe, 10)
         read = tmp_path / "read"
         note_reads(monkeypatch, read)
@@ -496,34 +535,34 @@ class TestInMidEpoch:
         assert "going on from checkpoint-5" in said
         assert (run / "adapter/adapter_model.safetensors").read_bytes() == undisturbed
         rows = prepare(recipe, tmp_path / "store").train_rows
-        order = list(EpochOrder(rows.spans, rows.weights, recipe.train.seed))
+        order = list(rows.order(recipe.train.seed))
         assert len(order) > 20
         shown = [names_of(rows.plans[row], cached=cached) for row in order]
         # The loader is a batch ahead of the trainer, in which a step's two rows may be; and workers are several.
-        last = 20 if workers == 0 else len(order)
+        last = len(order) if recipe.train.dataloader_num_workers else 20
         needed, possible = (Counter(chain(*shown[10:end])) for end in (18, last))
         assert needed <= Counter(read.read_text().splitlines()) <= possible
         assert set(chain(*shown[:10])) - set(possible), "some pictures were for what came before alone"
+        return order
 
 
 def note_reads(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    """Write the path of every medium that is decoded, or whose features are read, to a file; workers do so too."""
+    """Write the name of every medium that is decoded, or whose features are read, to a file; workers do so too."""
 
-    def noting(method: Any, path_of: Callable[..., Any]) -> Any:
-        def noted(*args: Any, **kwargs: Any) -> Any:
+    def noting(method: Any) -> Any:
+        def noted(self: Any, media: Media, *args: Any) -> Any:
             with file.open("a") as lines:
-                lines.write(f"{path_of(*args)}\n")
-            return method(*args, **kwargs)
+                lines.write(f"{media.name}\n")
+            return method(self, media, *args)
 
         return noted
 
     file.touch()
-    monkeypatch.setattr(Decoder, "image", noting(Decoder.image, lambda _, path, *__: path))
-    monkeypatch.setattr(Decoder, "frames", noting(Decoder.frames, lambda _, path, *__: path))
-    monkeypatch.setattr(StoredFeatures, "_read", noting(StoredFeatures._read, lambda _, media, __: media.path))
+    monkeypatch.setattr(Pictures, "of", noting(Pictures.of))
+    monkeypatch.setattr(StoredFeatures, "_read", noting(StoredFeatures._read))
 
 
 def names_of(plan: RowPlan, *, cached: bool) -> list[str]:
-    """The paths that a row has read: one for each medium that is decoded, or for each picture whose features are read."""
+    """The names of media that a row has read: one for each medium that is decoded, or for each picture whose features are read."""
     sights = dict.fromkeys(plan.sights) if cached else [group[0] for group in by_medium(plan.sights)]
-    return [plan.record.media[sight.media].path or "" for sight in sights]
+    return [plan.record.media[sight.media].name for sight in sights]
