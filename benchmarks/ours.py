@@ -9,6 +9,7 @@ from peft import PeftModel
 from random_aria import Batch, empty_model, fill, router_weight
 from transformers import AriaConfig, AriaForConditionalGeneration
 
+from aria_finetune.model.attention import DOCUMENTS
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.grouped_experts import GROUPED, limit_experts
 from aria_finetune.model.holding import Holding
@@ -24,6 +25,7 @@ def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan, holding: H
     """The model with adapters, on `device`; `holding` says how it is held, plainly if it is left out."""
     holding = holding or Holding()
     config.text_config._experts_implementation = LEAN if device == "cpu" else GROUPED  # noqa: SLF001 (what a run takes there)
+    config.text_config._attn_implementation = DOCUMENTS  # noqa: SLF001 (as load_model sets it)
     model = empty_model(config)
     prepare_for_nf4(model, torch.bfloat16, head=holding.lm_head == "nf4")
     fill(model, device, seed, put_on_host if holding.experts == "host" else put_experts)

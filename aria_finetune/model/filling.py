@@ -43,14 +43,14 @@ class Filling(Protocol):
 
 
 def empty_aria(
-    config: AriaConfig, dtype: torch.dtype, *, attention: str, experts: dict[str, str]
+    config: AriaConfig, dtype: torch.dtype, *, attention: str | dict[str, str], experts: dict[str, str]
 ) -> AriaForConditionalGeneration:
     """The modules in evaluation mode, with parameters that take no memory yet and real buffers.
 
     Args:
         config: the architecture.
         dtype: of all parameters.
-        attention: transformers' name of an attention implementation.
+        attention: transformers' name of an attention implementation, or names by sub-configuration.
         experts: its names of experts implementations, by sub-configuration.
     """
     with init_empty_weights(include_buffers=False):

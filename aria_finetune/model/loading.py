@@ -26,6 +26,7 @@ from transformers.models.aria.image_processing_pil_aria import AriaImageProcesso
 
 from aria_finetune.errors import UserError
 from aria_finetune.model.absent import Part, leave_out
+from aria_finetune.model.attention import DOCUMENTS
 from aria_finetune.model.components import components
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.filling import empty_aria, fillings, places
@@ -268,7 +269,10 @@ def own_kernels(experts: str = "grouped_mm") -> dict[str, Any]:
 
     `experts` is how the routed experts are computed.
     """
-    return {"attn_implementation": "sdpa", "experts_implementation": {"": "eager", "text_config": experts}}
+    return {
+        "attn_implementation": {"": "sdpa", "text_config": DOCUMENTS},
+        "experts_implementation": {"": "eager", "text_config": experts},
+    }
 
 
 def load_processor(checkpoint: HubCheckpoint) -> AriaProcessor:

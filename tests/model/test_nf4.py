@@ -20,7 +20,7 @@ from transformers import AriaForConditionalGeneration, BitsAndBytesConfig
 from transformers.models.aria.modeling_aria import AriaExperts
 
 from aria_finetune.errors import UserError
-from aria_finetune.model.loading import ROUTER_KEY, load_model
+from aria_finetune.model.loading import ROUTER_KEY, load_model, own_kernels
 from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.nf4 import (
     EXPERT_TENSORS,
@@ -171,7 +171,7 @@ def test_rows_are_dequantised_to_the_bits_of_the_whole(dtype: torch.dtype) -> No
 
 
 def reference_model(folder: Path, dtype: torch.dtype) -> AriaForConditionalGeneration:
-    """Stock 4-bit linears, and bitsandbytes' own replacement of the dense expert tensors after a dense load."""
+    """Stock 4-bit linears, and bitsandbytes' own replacement of the dense expert tensors after a dense load; our attention."""
     skipped = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -180,7 +180,9 @@ def reference_model(folder: Path, dtype: torch.dtype) -> AriaForConditionalGener
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=skipped,
     )
-    model = AriaForConditionalGeneration.from_pretrained(folder, dtype=dtype, quantization_config=config)
+    model = AriaForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, quantization_config=config, attn_implementation=own_kernels()["attn_implementation"]
+    )
     for layer in model.model.language_model.layers:
         for name in EXPERT_TENSORS:
             replace_parameter_4bit(layer.mlp.experts, name, compress_statistics=True, quant_type="nf4")
