@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 RECIPE = HERE.parent / "recipes" / "tiny.yaml"
 SIZES = {"hidden": 2560, "width": 1664, "experts": 64, "top_k": 6}
 """Of the real Aria."""
-COUNTS = (*SIZES, "tokens", "repeats", "steps")
+COUNTS = (*SIZES, "tokens", "at_a_time", "repeats", "steps")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--routing", choices=["uniform", "zipf"], default="uniform")
     parser.add_argument("--exponent", type=float, default=1.0, help="of the Zipf distribution of experts (default 1)")
     parser.add_argument("--ours", help="another way than a recipe's auto, by its name (moe.implementation)")
+    parser.add_argument("--at-a-time", type=int, help="experts that ours makes dense together (moe.experts_at_a_time)")
     parser.add_argument("--plain", action="store_true", help="without gradient checkpointing")
     parser.add_argument("--dense", action="store_true", help="also ours on weights in bf16")
     parser.add_argument("--repeats", type=int, default=2, help="processes of each way (default 2)")
@@ -84,7 +85,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save", action="store_true", help=f"also write it to {HERE.name}/results")
     arguments = parser.parse_args(words)
     for name in COUNTS:
-        if getattr(arguments, name) < 1:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if arguments.top_k > arguments.experts:
         parser.error(f"--top-k {arguments.top_k} of {arguments.experts} experts")
@@ -109,7 +110,8 @@ def ways(arguments: argparse.Namespace) -> dict[str, Way]:
 def jobs(arguments: argparse.Namespace) -> dict[str, Mapping[str, Any]]:
     """What each process is told (`one_experts.Job`)."""
     shared = {
-        name: getattr(arguments, name) for name in ("device", *SIZES, "tokens", "routing", "exponent", "steps", "seed")
+        name: getattr(arguments, name)
+        for name in ("device", *SIZES, "tokens", "routing", "exponent", "at_a_time", "steps", "seed")
     }
     shared["checkpointing"] = not arguments.plain
     return {
@@ -124,6 +126,7 @@ def name_parts(arguments: argparse.Namespace) -> list[str]:
     parts += [f"{getattr(arguments, name)}{name}" for name, size in SIZES.items() if getattr(arguments, name) != size]
     parts += [f"exponent{arguments.exponent:g}"] if arguments.exponent != 1 else []
     parts += [arguments.ours] if arguments.ours else []
+    parts += [f"{arguments.at_a_time}atatime"] if arguments.at_a_time else []
     return parts + [name for name in ("plain", "dense") if getattr(arguments, name)]
 
 

@@ -37,7 +37,7 @@ def summarise(runs: Mapping[str, Sequence[Path]], allocator: Mapping[str, str]) 
         "ways_agree": all(value <= EXPERTS_TOLERANCE for values in apart.values() for value in values.values()),
         "relative_difference": apart,
         "against": against,
-        **{name: first[name] for name in (*DESCRIBED, "checkpointing", "steps", "seed")},
+        **{name: first[name] for name in (*DESCRIBED, "at_a_time", "checkpointing", "steps", "seed")},
         "expert_load": first["expert_load"],
         "repeats": len(runs["stock"]),
         "allocator": dict(allocator),

@@ -31,6 +31,7 @@ from transformers import AriaTextConfig  # noqa: E402
 from transformers.models.aria.modeling_aria import AriaExperts  # noqa: E402
 
 import aria_finetune.model.loading  # noqa: E402, F401 (registers our own ways with transformers)
+from aria_finetune.model.grouped_experts import limit_experts  # noqa: E402
 from aria_finetune.model.nf4 import EXPERT_TENSORS, expert_state  # noqa: E402
 
 
@@ -49,6 +50,7 @@ class Job:
     tokens: int
     routing: str
     exponent: float
+    at_a_time: int | None
     checkpointing: bool
     steps: int
     seed: int
@@ -114,6 +116,8 @@ def build(job: Job) -> AriaExperts:
             put_experts(module, name, packed, state)
         else:
             setattr(module, name, nn.Parameter(dequantize_4bit(packed, state), requires_grad=False))
+    if job.at_a_time is not None:
+        limit_experts(module, job.at_a_time)
     return module.train()
 
 

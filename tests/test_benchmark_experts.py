@@ -94,7 +94,9 @@ def job(one_experts: ModuleType, **changes: Any) -> Any:
         **SMALL,
         "routing": "uniform",
     }
-    return one_experts.Job(**described | {"exponent": 1.0, "checkpointing": True, "steps": 1, "seed": 0} | changes)
+    return one_experts.Job(
+        **described | {"exponent": 1.0, "at_a_time": None, "checkpointing": True, "steps": 1, "seed": 0} | changes
+    )
 
 
 def test_all_ways_hold_the_same_weights(load: Load) -> None:
@@ -112,6 +114,16 @@ def test_checkpointing_changes_no_gradient(load: Load) -> None:
     )
     assert plain.keys() == {"output", "tokens", "weights"}
     assert all(torch.equal(checkpointed[name], value) and value.abs().max() > 0 for name, value in plain.items())
+
+
+@pytest.mark.parametrize("changes", [{}, {"at_a_time": 3}])
+def test_another_way_is_measured_by_its_name(load: Load, changes: dict[str, int]) -> None:
+    one_experts = load("one_experts")
+    _, due = one_experts.measure(job(one_experts))
+    result, found = one_experts.measure(job(one_experts, implementation="grouped", **changes))
+    assert len(result["forward_seconds"]) == 1
+    for name, value in due.items():
+        assert 0 < (found[name] - value).norm() < 0.02 * value.norm()
 
 
 def test_zipf_routing_falls_off_with_the_rank(load: Load) -> None:
@@ -137,7 +149,14 @@ def test_zipf_routing_falls_off_with_the_rank(load: Load) -> None:
 def written(folder: Path, seconds: list[float], processor: float, peak_bytes: int, output: float) -> Path:
     folder.mkdir(parents=True)
     described: dict[str, Any] = {**SMALL, "device": "cpu", "device_name": "abacus", "threads": 1, "routing": "uniform"}
-    described |= {"exponent": 1.0, "checkpointing": False, "steps": len(seconds), "seed": 0, "model_bytes": 2**30}
+    described |= {
+        "exponent": 1.0,
+        "at_a_time": None,
+        "checkpointing": False,
+        "steps": len(seconds),
+        "seed": 0,
+        "model_bytes": 2**30,
+    }
     described |= {"implementation": "some", "weights": "nf4", "expert_load": {"min": 0.0, "mean": 0.5, "max": 1.0}}
     described |= {"forward_seconds": [1.0] * len(seconds), "backward_seconds": [second - 1 for second in seconds]}
     described |= {"processor_seconds": [processor] * len(seconds), "peak_bytes": peak_bytes}
@@ -183,6 +202,7 @@ def test_ratios_are_those_of_medians(load: Load, tmp_path: Path, output: float, 
     ("flags", "message"),
     [
         (["--tokens", "0"], "--tokens must be at least 1"),
+        (["--at-a-time", "0"], "--at-a-time must be at least 1"),
         (["--top-k", "9", "--experts", "8"], "--top-k 9 of 8 experts"),
         (["--width", "100"], "multiples of 64"),
         (["--ours", "abacus"], "transformers knows"),
