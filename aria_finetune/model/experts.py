@@ -31,8 +31,6 @@ from aria_finetune.model.nf4 import EXPERT_TENSORS, HOST, expert_state
 
 LEAN = "lean"
 """The name under which transformers knows it (`experts_implementation`)."""
-
-
 MOST_ROWS = 2048
 """Of an expert at a time: with more none takes less time, and an expert that all tokens go to would take memory for all."""
 
