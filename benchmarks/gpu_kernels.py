@@ -77,7 +77,7 @@ class Compiled:
 
 
 def specimens(capability: int) -> Iterator[Specimen]:
-    """Every kernel, with every set of constants with which it runs in bf16 on a compute capability."""
+    """Every kernel, with every set of constants with which it runs in bf16 on a compute capability; products in fp32 too."""
     yield Specimen(
         "gather", gather.gather_kernel, (BF16, INT32, BF16, "i32"),
         {"HIDDEN": HIDDEN, "BLOCK": gather.BLOCK}, gather.WARPS,
@@ -105,6 +105,13 @@ def specimens(capability: int) -> Iterator[Specimen]:
                     f"matmul {name}{' transposed' * transposed}, {label}", matmul.matmul_kernel, (BF16, BF16, INT32, BF16),
                     matmul.constants(EXPERTS, *sides, transposed=transposed, tiling=tiling), tiling.warps, tiling.stages,
                 )  # fmt: skip
+    for transposed in (False, True):
+        sides = (WIDTH, HIDDEN) if transposed else (HIDDEN, WIDTH)
+        constants = matmul.constants(EXPERTS, *sides, transposed=transposed, tiling=matmul.PRECISE)
+        yield Specimen(
+            f"matmul fp32{' transposed' * transposed}", matmul.matmul_kernel, (FP32, FP32, INT32, FP32),
+            constants, matmul.PRECISE.warps, matmul.PRECISE.stages,
+        )  # fmt: skip
 
 
 def compile_for(specimen: Specimen, capability: int) -> Compiled:

@@ -55,6 +55,7 @@ def test_the_knobs_come_by_what_they_cost(tmp_path: Path) -> None:
         "data.split_images=true", "lora.rank=64"), "training")]  # fmt: skip
     assert named == [
         "train.per_device_train_batch_size=1 train.gradient_accumulation_steps=8",
+        "data.packing=false",
         "train.gradient_checkpointing=true",
         "data.cache_image_features=true",
         "model.experts=nf4",
@@ -87,11 +88,11 @@ def test_what_can_be_taken_off_a_card_is_named_for_cards_alone(tmp_path: Path) -
     def named(device: str, *overrides: str, phase: Phase = "training") -> list[str]:
         return [knob.setting for knob in memory_knobs(recipe(tmp_path, *overrides), phase, device)]
 
-    cached = ["data.cache_image_features=true"]
-    assert named("cuda")[:7] == [*cached, *OFF_THE_CARD]
+    cached = ["data.packing=false", "data.cache_image_features=true"]
+    assert named("cuda")[:8] == [*cached, *OFF_THE_CARD]
     assert named("cuda", phase="loading") == [OFF_THE_CARD[1], OFF_THE_CARD[2], OFF_THE_CARD[5]]
     turned = [knob for knob in OFF_THE_CARD if knob != "moe.experts_at_a_time=8"]
-    assert named("cuda", *turned) == named("cpu") == [*cached, *named("cuda")[7:]]
+    assert named("cuda", *turned) == named("cpu") == [*cached, *named("cuda")[8:]]
     assert "moe.implementation=lean moe.experts_at_a_time=null" in named("cuda", "moe.experts_at_a_time=8")
     assert not set(named("cpu")) & set(OFF_THE_CARD)
     assert named("cuda", "model.experts=bf16", *cached)[0] == "model.experts=nf4"

@@ -41,6 +41,8 @@ FEW = Tiling(16, 128, 64, 4, 4)
 SOME = Tiling(64, 128, 64, 4, 3)
 MANY = Tiling(128, 128, 32, 4, 4)
 MANY_HOPPER = Tiling(128, 128, 64, 8, 3)
+PRECISE = Tiling(32, 64, 32, 4, 2)
+"""For fp32, which is multiplied without tensor cores."""
 ROWS_TOGETHER = 8
 """Tiles of rows whose programs run side by side, so that what they read is still in the cache."""
 
@@ -104,9 +106,11 @@ def chosen_way(rows_SI: torch.Tensor, weight_EIO: torch.Tensor) -> Way:
 def chosen_tiling(rows_SI: torch.Tensor, experts: int) -> Tiling:
     """A tiling for as many rows as an expert has in the mean; all of them were checked to compile without spills."""
     mean = len(rows_SI) / experts
+    if rows_SI.itemsize > 2:
+        return PRECISE
     if mean <= FEW.rows:
         return FEW
-    if mean <= SOME.rows or rows_SI.itemsize > 2:
+    if mean <= SOME.rows:
         return SOME
     hopper = rows_SI.is_cuda and torch.cuda.get_device_capability(rows_SI.device)[0] in FAST_GROUPED_MM
     return MANY_HOPPER if hopper else MANY

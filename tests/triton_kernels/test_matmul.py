@@ -7,7 +7,7 @@ import torch
 from kernel_checks import assert_close, random_tensor
 
 from aria_finetune.kernels.language import for_triton
-from aria_finetune.kernels.matmul import FEW, Tiling, Way, chosen_tiling, chosen_way, grouped_matmul
+from aria_finetune.kernels.matmul import PRECISE, Tiling, Way, chosen_tiling, chosen_way, grouped_matmul
 
 SMALL = Tiling(16, 32, 32, 4, 2)
 COUNTS = {
@@ -87,4 +87,4 @@ def test_the_way_on_a_cpu() -> None:
 def test_few_rows_get_low_tiles() -> None:
     heights = [chosen_tiling(torch.empty(rows, 1, dtype=torch.bfloat16), 64).rows for rows in (6, 1024, 4096, 49_152)]
     assert heights == [16, 16, 64, 128]
-    assert chosen_tiling(torch.empty(6, 1), 64) == FEW
+    assert chosen_tiling(torch.empty(49_152, 1), 64) == PRECISE
