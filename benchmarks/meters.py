@@ -77,6 +77,13 @@ def seconds(device: str, work: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
+def both_seconds(device: str, work: Callable[[], None]) -> tuple[float, float]:
+    """How long `work` takes, and the processor's time in it: what counts where other processes run beside."""
+    began = time.process_time()
+    elapsed = seconds(device, work)
+    return elapsed, time.process_time() - began
+
+
 @contextmanager
 def routing(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
     """Collect what every router chose: by layer, (tokens, top_k) sorted expert indices on the CPU.
