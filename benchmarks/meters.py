@@ -78,6 +78,13 @@ def seconds(device: str, work: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
+def both_seconds(device: str, work: Callable[[], None]) -> tuple[float, float]:
+    """How long `work` takes, and the processor's time in it: what counts where other processes run beside."""
+    began = time.process_time()
+    elapsed = seconds(device, work)
+    return elapsed, time.process_time() - began
+
+
 def device_name(device: str) -> str:
     """What the GPU is called; of a processor its own name, where /proc knows it."""
     if device == "cuda":

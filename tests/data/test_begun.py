@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aria_finetune.conversion import Reject
+from aria_finetune.conversion import ConversionOptions, Reject, convert, shards
 from aria_finetune.data.begun import fingerprint_row, read_begun_rows, write_begun_rows
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import BadRow, Collator
@@ -100,3 +100,23 @@ def test_a_damaged_list_of_rows_knows_none(source: Path, chat: ChatTokenizer, tm
         (tmp_path / "rows.jsonl").write_text(text)
         begun = read_begun_rows(tmp_path / "rows.jsonl")
         assert begun.lost(Reject("llava.json", 1, None, "llava:llava.json:1", "media_missing", "gone")) is None
+
+
+def test_a_lost_row_of_a_packed_set_leaves_the_order_as_it_was(
+    source: Path, chat: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a row group come near each other, so that one that forgot its own would move others."""
+    monkeypatch.setattr(shards, "ROW_GROUP_RECORDS", 2)
+    convert(source, tmp_path / "packed", ConversionOptions(pack="parquet"))
+    whole = read(tmp_path / "packed", chat)
+    assert whole.groups == [0, 0, None, 1]
+    assert len(list(whole.order(0))) == 4
+    write_begun_rows(whole.plans, tmp_path / "rows.jsonl")
+    record = whole.plans[1].record
+    reject = Reject(record.source.file, record.source.ordinal, None, record.id, "media_unreadable", "a disk is sick")
+    lost = read_begun_rows(tmp_path / "rows.jsonl").lost(reject)
+    assert lost is not None
+    rows = replace(whole, plans=[whole.plans[0], lost, *whole.plans[2:]])
+    assert rows.groups == whole.groups
+    for seed in range(9):
+        assert list(rows.order(seed)) == list(whole.order(seed))

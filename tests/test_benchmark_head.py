@@ -1,0 +1,45 @@
+"""The benchmark of the loss runs and tells what it measured. Nothing here looks at how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "head.py"), *flags],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_last_line_is_the_result() -> None:
+    done = run("--tokens", "21", "--shares", "0.25", "--vocabulary", "5000", "--repeats", "1", "--steps", "2", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert len(table) == 2 + 1
+    (case,) = result["cases"]
+    assert (case["tokens"], case["labels"]) == (21, 5)
+    assert result["ways_agree"]
+    assert 0 < case["gradients_differ_by"] < 0.02
+    assert case["ours"]["loss"] == pytest.approx(case["trl"]["loss"], rel=1e-3)
+    assert case["times_as_fast"] == case["trl"]["cpu_seconds"] / case["ours"]["cpu_seconds"]
+    assert case["memory_ratio"] == case["ours"]["peak_mib"] / case["trl"]["peak_mib"]
+
+
+@pytest.mark.parametrize("flags", [("--tokens", "1"), ("--shares", "0"), ("--shares", "1.5"), ("--repeats", "0")])
+def test_nonsense_is_refused(flags: tuple[str, str]) -> None:
+    done = run(*flags)
+    assert done.returncode == 2
+    assert flags[0] in done.stderr
