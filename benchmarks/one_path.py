@@ -2,14 +2,17 @@
 
 A step is forward and backward of the decoder body under bf16 autocast with non-reentrant gradient
 checkpointing; no lm_head and no optimiser, which both paths have alike. The first step warms up and is the one
-whose memory, gradients and routing are kept; the others are timed. Knows nothing of the other path.
+whose memory is kept, and what it made of images; the others are timed. Gradients and routing are those of the first step, or with
+images of one on as much text: how a path rounds in the vision tower is no difference of its decoder. Knows nothing of the other path.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +31,7 @@ from peft import PeftModel  # noqa: E402
 from random_aria import Batch, Scale, aria_config, random_batch  # noqa: E402
 from report import EVIDENCE_FILE, RESULT_FILE  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from aria_finetune.model.components import components  # noqa: E402
@@ -41,7 +45,7 @@ ADAPTER_DEVIATION = 0.01
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: `steps` timed steps of one row of `tokens` tokens."""
+    """What to measure: `steps` timed steps of one row of `tokens` tokens, with `images` of `tile` pixels."""
 
     path: str
     device: str
@@ -49,6 +53,7 @@ class Job:
     layers: int
     tokens: int
     images: int
+    tile: int
     steps: int
     seed: int
 
@@ -61,26 +66,39 @@ def measure(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     prepare_training(model, job.seed)
 
     def batch(number: int) -> Batch:
-        return random_batch(config, job.scale, job.tokens, job.images, job.device, job.seed + number)
+        return random_batch(config, job.tokens, job.images, job.tile, job.device, job.seed + number)
 
     step = make_step(path, model, job)
     first = batch(0)
-    with meters.routing(model) as chosen, meters.peak_memory(job.device) as peak:
+    with (
+        features_seen(model, first) as features,
+        meters.routing(model) as chosen,
+        meters.peak_memory(job.device) as peak,
+    ):
         step(first)
+    load = meters.expert_load(chosen, config.text_config.moe_num_experts)
+    if job.images:
+        first = random_batch(config, job.tokens, 0, job.tile, job.device, job.seed)
+        model.zero_grad(set_to_none=True)
+        with meters.routing(model) as chosen:
+            step(first)
     evidence = {f"gradient.{name}": gradient(name, p) for name, p in adapter_state(model).items()}
     evidence |= {f"routing.{layer}": index for layer, index in chosen.items()}
-    evidence |= expert_evidence(model, first, job)
+    evidence |= features | expert_evidence(model, first, job)
 
-    times = []
+    times, processor_times = [], []
     for number in range(1, job.steps + 1):
         inputs = batch(number)
         model.zero_grad(set_to_none=True)
+        began = time.process_time()
         times.append(meters.seconds(job.device, partial(step, inputs)))
+        processor_times.append(time.process_time() - began)
     return {
         "seconds": times,
+        "processor_seconds": processor_times,
         "peak_bytes": peak.bytes,
         "model_bytes": sum(part.bytes for part in components(model)),
-        "expert_load": meters.expert_load(chosen, config.text_config.moe_num_experts),
+        "expert_load": load,
         "experts_implementation": config.text_config._experts_implementation,  # noqa: SLF001
         "attention_implementation": config.text_config._attn_implementation,  # noqa: SLF001
         "adapter_dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in adapter_state(model).values()}),
@@ -119,6 +137,23 @@ def make_step(path: ModuleType, model: PeftModel, job: Job) -> Callable[[Batch],
         loss.backward()
 
     return step
+
+
+@contextmanager
+def features_seen(model: PeftModel, batch: Batch) -> Iterator[dict[str, torch.Tensor]]:
+    """What the decoder is given in the places of images, (tokens of images, hidden), fp32; without images nothing."""
+    base, seen = model.get_base_model(), {}
+    places_BT = batch.input_ids == base.config.image_token_index
+
+    def look(_: nn.Module, __: object, inputs: dict[str, torch.Tensor]) -> None:
+        if places_BT.any():
+            seen["features"] = inputs["inputs_embeds"].detach()[places_BT].float().cpu()
+
+    hook = base.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def gradient(name: str, parameter: torch.Tensor) -> torch.Tensor:

@@ -44,10 +44,10 @@ def image_inputs(model: AriaForConditionalGeneration, batch: Batch) -> dict[str,
     """What the forward takes for the images of a batch: their features."""
     if batch.pixels is None:
         return {}
-    images, _, size, _ = batch.pixels.shape
+    images, _, side, _ = batch.pixels.shape
     tiles = {
-        f"pixels_{size}": batch.pixels,
-        f"extents_{size}": torch.full((images, 2), size),
+        f"pixels_{side}": batch.pixels,
+        f"extents_{side}": torch.full((images, 2), side),
         "tile_order": torch.arange(images),
     }
     features = image_features(model, tiles)

@@ -47,7 +47,7 @@ PutExperts = Callable[[AriaExperts, str, torch.Tensor, QuantState], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """One row. Tiles are (images, 3, size, size), uint8 and, as the stock processor would give them, bf16."""
+    """One row. Tiles are (images, 3, side, side), uint8 and, as the stock processor would give them, bf16."""
 
     input_ids: torch.Tensor
     pixels: torch.Tensor | None
@@ -93,11 +93,6 @@ def aria_config(scale: Scale, layers: int, *, images: bool, whole_vocabulary: bo
         image_token_index=IMAGE_TOKEN_ID,
         projector_patch_to_query_dict={1225: 128, 4900: 256},
     )
-
-
-def tile(scale: Scale) -> tuple[int, int]:
-    """Side of an image in pixels and the tokens it takes."""
-    return (980, 256) if scale == "full" else (490, 128)
 
 
 def empty_model(config: AriaConfig) -> AriaForConditionalGeneration:
@@ -152,10 +147,10 @@ def router_weight(layer: int, config: AriaConfig, device: str, seed: int) -> tor
     return (rows_EH[order] * (LOGIT_SPREAD / spread)).to(torch.bfloat16)
 
 
-def random_batch(config: AriaConfig, scale: Scale, tokens: int, images: int, device: str, seed: int) -> Batch:
-    """One row of `tokens` tokens, the first of them the images; other seeds give other ids and pixels."""
+def random_batch(config: AriaConfig, tokens: int, images: int, tile: int, device: str, seed: int) -> Batch:
+    """One row of `tokens` tokens, the first of them the images of `tile` pixels; other seeds give other ids and pixels."""
     generator = generator_for(device, seed, "batch")
-    size, tokens_of_image = tile(scale)
+    tokens_of_image = config.projector_patch_to_query_dict[(tile // config.vision_config.patch_size) ** 2]
     text = tokens - images * tokens_of_image
     start = int(torch.randint(TEXT_IDS, (1,), generator=generator, device=device))
     # Neighbouring ids take experts in turn: the load stays even however many tokens there are.
@@ -164,7 +159,7 @@ def random_batch(config: AriaConfig, scale: Scale, tokens: int, images: int, dev
     ids = torch.cat([image_ids, FIRST_TEXT_ID + offsets])[None]
     if not images:
         return Batch(ids, None, None)
-    pixels = torch.randint(0, 256, (images, 3, size, size), generator=generator, device=device, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (images, 3, tile, tile), generator=generator, device=device, dtype=torch.uint8)
     return Batch(ids, pixels, normalise(pixels, torch.bfloat16))
 
 

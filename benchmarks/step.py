@@ -25,7 +25,8 @@ from report import summarise, table
 
 HERE = Path(__file__).parent
 PATHS = ("stock", "ours")
-IMAGE_TOKENS = {"full": 256, "small": 128}
+IMAGE_TOKENS = {490: 128, 980: 256}
+"""By the side of an image in pixels."""
 ALLOCATOR = {
     "cpu": {"THP_MEM_ALLOC_ENABLE": "1"},
     "cuda": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
@@ -38,7 +39,7 @@ def main() -> int:
     """Measure, compare, print; 0 when the paths agree."""
     arguments = parse(sys.argv[1:])
     allocator = {name: os.environ.get(name, value) for name, value in ALLOCATOR[arguments.device].items()}
-    wanted = ("device", "scale", "layers", "tokens", "images", "steps", "seed")
+    wanted = ("device", "scale", "layers", "tokens", "images", "tile", "steps", "seed")
     job = {name: getattr(arguments, name) for name in wanted}
     jobs = {path: {"path": path, **job} for path in PATHS}
     with tempfile.TemporaryDirectory() as folder:
@@ -46,9 +47,7 @@ def main() -> int:
         summary = summarise(runs["stock"], runs["ours"], allocator)
     print(table(summary))
     if arguments.save:
-        parts = ["step", arguments.device, f"{arguments.layers}l", f"{arguments.tokens}t"]
-        parts += [f"{arguments.images}i"] if arguments.images else []
-        save(summary, parts + ([arguments.scale] if arguments.scale != "full" else []))
+        save(summary, name_parts(arguments))
     if arguments.json:
         print(json.dumps(summary))
     return 0 if summary["paths_agree"] else 1
@@ -60,7 +59,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=sorted(ALLOCATOR), default="cpu")
     parser.add_argument("--layers", type=int, default=1, help="decoder layers; Aria has 28 (default 1)")
     parser.add_argument("--tokens", type=int, default=256, help="in the one row of a step (default 256)")
-    parser.add_argument("--images", type=int, default=0, help="at the start of the row, 980 px and 256 tokens each")
+    parser.add_argument("--images", type=int, default=0, help="at the start of the row (default none)")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        choices=sorted(IMAGE_TOKENS),
+        default=980,
+        help="side of an image in pixels: 128 tokens at 490, 256 at 980 (default 980)",
+    )
     parser.add_argument("--repeats", type=int, default=2, help="processes of each path (default 2)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps in each process (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, adapters and inputs")
@@ -73,10 +79,19 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name} must be at least 1")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
-    image_tokens = arguments.images * IMAGE_TOKENS[arguments.scale]
+    image_tokens = arguments.images * IMAGE_TOKENS[arguments.tile]
     if arguments.images < 0 or arguments.tokens < image_tokens:
-        parser.error(f"--images {arguments.images} takes {image_tokens} tokens: --tokens must be at least that")
+        parser.error(
+            f"--images {arguments.images} --tile {arguments.tile} takes {image_tokens} tokens: --tokens must be at least that"
+        )
     return arguments
+
+
+def name_parts(arguments: argparse.Namespace) -> list[str]:
+    """What the name of a result says of how it was measured."""
+    parts = ["step", arguments.device, f"{arguments.layers}l", f"{arguments.tokens}t"]
+    parts += [f"{arguments.images}i{arguments.tile}"] if arguments.images else []
+    return parts + ([arguments.scale] if arguments.scale != "full" else [])
 
 
 def run_in_turn(

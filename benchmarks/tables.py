@@ -91,7 +91,7 @@ STEP: Columns = {
     "device": _device,
     "layers": lambda r: str(r["layers"]),
     "tokens": lambda r: f"{r['tokens']:,}",
-    "images": lambda r: str(r["images"]),
+    "images": lambda r: f"{r['images']} of {r['tile']} px" if r["images"] else "0",
     "seconds a step, stock / ours": lambda r: _pair(r["stock"]["seconds_per_step"], r["ours"]["seconds_per_step"]),
     "times as fast (by repeat)": lambda r: (
         f"**{r['speedup']:.2f}** ({', '.join(f'{ratio:.2f}' for ratio in r['speedup_by_repeat'])})"

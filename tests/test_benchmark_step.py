@@ -67,6 +67,7 @@ def test_the_last_line_is_the_result() -> None:
         side = result[path]
         assert len(side["seconds"]) == 2
         assert side["tokens_per_second"] == pytest.approx(64 / side["seconds_per_step"])
+        assert side["processor_seconds_per_step"] > 0
         assert side["peak_gib"] > 0
         assert side["experts_implementation"] is not None
         # 64 tokens of 6 choices each are exactly 6 for each of 64 experts.
@@ -78,17 +79,22 @@ def test_the_last_line_is_the_result() -> None:
     assert result["paths_agree"] is True
     assert 0 < result["gradient_relative_difference"] < 0.02
     assert result["routing_agreement"] == 1
+    assert result["features_relative_difference"] is None
 
 
 def test_with_images_the_paths_agree(load: Load) -> None:
     one_path, report = load("one_path"), load("report")
     evidence, results = {}, {}
     for path in ("stock", "ours"):
-        job = one_path.Job(path, "cpu", "small", layers=1, tokens=160, images=1, steps=0, seed=3)
+        job = one_path.Job(path, "cpu", "small", layers=1, tokens=160, images=1, tile=490, steps=0, seed=3)
         results[path], evidence[path] = one_path.measure(job)
     agreement = report.agreement(evidence["stock"], evidence["ours"])
     assert agreement["paths_agree"], agreement
     assert agreement["routing_agreement"] > 0.98
+    assert 0 < agreement["features_relative_difference"] < 0.05
+    assert evidence["ours"]["features"].shape == (128, 256)
+    mixed = evidence["ours"] | {"features": evidence["ours"]["features"].flip(0)}
+    assert not report.agreement(evidence["stock"], mixed)["paths_agree"], "images that are mixed up are not noticed"
     # 24 of the 32 x 6 text choices alone would leave most experts idle: the image's tokens are spread too.
     assert results["ours"]["expert_load"]["max"] < 0.1
 
@@ -156,15 +162,21 @@ def write_run(folder: Path, seconds: list[float], peak_bytes: int, evidence: dic
     folder.mkdir()
     save_file(evidence, folder / "evidence.safetensors")
     described = {"device": "cpu", "device_name": "abacus", "scale": "full", "layers": 1, "tokens": 100, "images": 0}
-    described |= {"steps": len(seconds), "seed": 0, "threads": 1, "experts_implementation": "grouped_mm"}
+    described |= {"tile": 980, "steps": len(seconds), "seed": 0, "threads": 1, "experts_implementation": "grouped_mm"}
     described |= {"attention_implementation": "sdpa", "adapter_dtypes": ["float32"], "model_bytes": 2**30}
-    described |= {"expert_load": {"min": 0.0, "mean": 0.5, "max": 1.0}, "seconds": seconds, "peak_bytes": peak_bytes}
+    described |= {
+        "expert_load": {"min": 0.0, "mean": 0.5, "max": 1.0},
+        "seconds": seconds,
+        "processor_seconds": [second / 2 for second in seconds],
+        "peak_bytes": peak_bytes,
+    }
     (folder / "result.json").write_text(json.dumps(described))
     return folder
 
 
-def evidence_of(gradient: float, experts: float, chosen: list[int]) -> dict[str, torch.Tensor]:
+def evidence_of(gradient: float, experts: float, chosen: list[int], features: float = 1.0) -> dict[str, torch.Tensor]:
     return {
+        "features": torch.tensor([features]),
         "gradient.layers.0.self_attn.lora_A": torch.tensor([gradient, 0.0]),
         "gradient.layers.0.mlp.router.lora_A": torch.tensor([0.0, 10.0]),
         "experts.output": torch.tensor([1.0]),
@@ -188,6 +200,8 @@ def test_ratios_are_those_of_medians(load: Load, tmp_path: Path) -> None:
     assert summary["ours"]["seconds_per_step"] == 2.0
     assert summary["speedup"] == 3.0
     assert summary["speedup_by_repeat"] == pytest.approx([3.5 / 1.5, 8.5 / 5.5])
+    assert summary["ours"]["processor_seconds_per_step"] == 1.0
+    assert summary["speedup_in_processor_time"] == 3.0
     assert summary["memory_ratio"] == pytest.approx(0.5)
     assert summary["ours"]["tokens_per_second"] == 50.0
     assert summary["gradient_relative_difference"] == 0
@@ -201,6 +215,8 @@ def test_ratios_are_those_of_medians(load: Load, tmp_path: Path) -> None:
         (evidence_of(10.0, 0.9, [0, 1, 2, 3]), 0.0, 1.0),
         (evidence_of(10.0, float("nan"), [0, 1, 2, 5]), 0.0, 0.75),
         (evidence_of(float("nan"), 1.0, [4, 1, 2, 5]), float("nan"), 0.5),
+        (evidence_of(10.0, 1.0, [0, 1, 2, 3], features=1.2), 0.0, 1.0),
+        (evidence_of(10.0, 1.0, [0, 1, 2, 3], features=float("nan")), 0.0, 1.0),
     ],
 )
 def test_a_path_that_computes_something_else_is_noticed(
@@ -220,6 +236,9 @@ def test_a_path_that_computes_something_else_is_noticed(
         (["--layers", "0"], "--layers must be at least 1"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--tokens", "255", "--images", "1"], "takes 256 tokens"),
+        (["--tokens", "511", "--images", "4", "--tile", "490"], "takes 512 tokens"),
+        (["--images", "-1"], "--images -1"),
+        (["--tile", "491"], "invalid choice"),
         (["--device", "abacus"], "invalid choice"),
     ],
 )
@@ -233,4 +252,29 @@ def test_flags_that_make_no_sense_are_refused(
 
 def test_an_image_takes_as_many_tokens_as_the_flags_say(load: Load) -> None:
     random_aria, step = load("random_aria"), load("step")
-    assert {scale: random_aria.tile(scale)[1] for scale in ("full", "small")} == step.IMAGE_TOKENS
+    config = random_aria.aria_config("small", 1, images=True)
+    for tile, tokens in step.IMAGE_TOKENS.items():
+        batch = random_aria.random_batch(config, 2 * tokens + 5, 2, tile, "cpu", 0)
+        assert batch.pixels.shape == batch.normalised_pixels.shape == (2, 3, tile, tile)
+        assert (batch.input_ids == 9).sum() == 2 * tokens
+        assert batch.input_ids.shape == (1, 2 * tokens + 5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--tokens", "320"], "step-cpu-1l-320t.json"),
+        (["--tokens", "320", "--images", "1"], "step-cpu-1l-320t-1i980.json"),
+        (
+            ["--tokens", "320", "--images", "1", "--tile", "490", "--scale", "small"],
+            "step-cpu-1l-320t-1i490-small.json",
+        ),
+    ],
+)
+def test_a_result_says_in_its_name_what_was_measured(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], name: str
+) -> None:
+    step = load("step")
+    monkeypatch.setattr(step, "HERE", tmp_path)
+    step.save({"speedup": 2.0}, step.name_parts(step.parse(flags)))
+    assert json.loads((tmp_path / "results" / name).read_text()) == {"speedup": 2.0}

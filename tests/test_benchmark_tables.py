@@ -36,11 +36,11 @@ def test_every_result_of_a_known_kind_has_a_line(tables: ModuleType) -> None:
 
 def test_figures_come_from_the_file(tables: ModuleType, tmp_path: Path) -> None:
     side = {"seconds_per_step": 3.0, "peak_gib": 1.5}
-    result = {"device": "cpu", "device_name": "a processor", "threads": 1, "layers": 2, "tokens": 4096, "images": 1}
-    result |= {"speedup": 2.0, "speedup_by_repeat": [1.9, 2.1], "memory_ratio": 0.333}
+    result = {"device": "cpu", "device_name": "a processor", "threads": 1, "layers": 2, "tokens": 4096}
+    result |= {"images": 1, "tile": 490, "speedup": 2.0, "speedup_by_repeat": [1.9, 2.1], "memory_ratio": 0.333}
     result |= {"stock": side, "ours": {"seconds_per_step": 1.5, "peak_gib": 0.5}}
     (tmp_path / "step-cpu-2l-4096t.json").write_text(json.dumps(result))
-    line = "| a processor, 1 thread | 2 | 4,096 | 1 | 3.00 / 1.50 | **2.00** (1.90, 2.10) | 1.50 / 0.50 | **0.33** |"
+    line = "| a processor, 1 thread | 2 | 4,096 | 1 of 490 px | 3.00 / 1.50 | **2.00** (1.90, 2.10) | 1.50 / 0.50 | **0.33** |"
     assert line in tables.tables(tmp_path).splitlines()
 
 
