@@ -43,7 +43,7 @@ EXPERTS = ((2, 2560, 3328), (2, 1664, 2560))
 LINEAR = (3328, 2560)
 HERE = Path(__file__).parent
 FULL_SIZE = HERE / "full_size.py"
-KERNEL_TESTS = ("tests/triton_kernels", "tests/model/test_grouped_experts.py", "tests/model/test_host_experts.py")
+KERNEL_TESTS = ("tests/gpu_kernels", "tests/model/test_grouped_experts.py", "tests/model/test_host_experts.py")
 WAYS = {"eager": None, "grouped_mm": None, LEAN: None, GROUPED: None, f"{GROUPED}, 8 at a time": 8}
 """How experts are computed: transformers' names, and how many experts are made dense at a time."""
 ROUNDING = 1e-2
