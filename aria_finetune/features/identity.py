@@ -25,11 +25,12 @@ from aria_finetune.data_formats.record import Media
 from aria_finetune.errors import MediaError
 from aria_finetune.media.paths import require_regular_file
 from aria_finetune.media.row_groups import RowGroups
+from aria_finetune.model.expert_weights import arithmetic
 from aria_finetune.model.hub_layout import HubCheckpoint
 from aria_finetune.provenance import fingerprint_objects, hash_file
 
-RULES = 1
-"""Of how a file becomes tiles, and tiles features. To be raised with every change of either."""
+RULES = 2
+"""Of how a file becomes tiles, and tiles features. To be raised with every change of either: 2 is model/tower.py."""
 PACKAGES = ("torch", "transformers", "pillow", "av", "pypdfium2")
 """Those that decode, and those that compute."""
 WEIGHTS = ("vision_tower.", "multi_modal_projector.")
@@ -93,11 +94,14 @@ def encoder_identity(checkpoint: HubCheckpoint, dtype: torch.dtype, device: str)
     """64 hexadecimal digits over the weights of tower and projector, and all else that decides what comes out of them.
 
     Every byte of these weights is read; it does not matter which file they are in, or what the decoder's are. `device`
-    is `cuda` or `cpu`, whose results differ by rounding.
+    is `cuda` or `cpu`, whose results differ by rounding, as those of processors do that compute in another dtype.
     """
+    computed = arithmetic(dtype, torch.device(device))
     versions = {name: version(name) for name in PACKAGES}
     settings = {name: checkpoint.config.get(name) for name in CONFIGURED}
-    digest = hashlib.sha256(json.dumps([RULES, versions, str(dtype), device, settings], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps([RULES, versions, str(dtype), str(computed), device, settings], sort_keys=True).encode()
+    )
     for name in sorted(name for name in checkpoint.stored if name.startswith(WEIGHTS)):
         tensor = checkpoint.read(name).contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

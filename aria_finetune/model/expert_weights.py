@@ -110,7 +110,8 @@ Experts = DenseExperts | PackedExperts
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What experts compute in for tokens of a dtype: fp32 for 16 bit on a CPU without matrix instructions (AMX) for bf16.
+    """What experts, for tokens of a dtype, and the vision tower compute in: fp32 for 16 bit on a CPU without matrix
+    instructions (AMX) for bf16.
 
     There MKL's products in fp32 take half as long as oneDNN's in bf16 (150 and 80 GFLOP/s of a core with AVX512-BF16), are
     exact to the rounding of the result, and no machine code is made and kept for every shape of them.

@@ -1,4 +1,4 @@
-"""Image features from the frozen vision tower: no gradient, a few tiles at a time.
+"""Image features from the frozen vision tower: no gradient, no padding, a few tiles at a time.
 
 Left alone, the frozen tower runs with gradients, because input-gradient hooks land on its embeddings, and is
 recomputed and backpropagated for nothing: 3 times the work for a 980-px image. Knows nothing of text.
@@ -6,16 +6,19 @@ recomputed and backpropagated for nothing: 3 times the work for a 980-px image. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from transformers import AriaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-TILES_AT_A_TIME = {490: 4, 980: 1}
-"""By tile side in pixels, on a GPU. The projector's attention over several 980-px tiles would take gigabytes.
+from aria_finetune.model.expert_weights import arithmetic
+from aria_finetune.model.tower import encode
 
-On a CPU it is one of any size: in bf16 its features would depend on the tiles beside it, and with them on the batch.
+TILES_AT_A_TIME = {490: 4, 980: 1}
+"""By tile side in pixels, on a GPU, where the tower is busy with that many; of pictures of one shape.
+
+On a CPU it is one of any size: its features would depend in their last bits on the tiles beside it, and with them on the batch.
 """
 _MEAN = _DEVIATION = 0.5
 
@@ -36,12 +39,11 @@ def image_features(model: AriaForConditionalGeneration, batch: Mapping[str, torc
     if "features" in batch:
         return batch["features"][None]
     features: list[torch.Tensor] = []
-    with torch.no_grad():
-        for size, count in TILES_AT_A_TIME.items():
-            if f"pixels_{size}" in batch:
-                pixels = batch[f"pixels_{size}"]
-                together = 1 if pixels.device.type == "cpu" else count
-                features += _encode(model, pixels, batch[f"extents_{size}"], together)
+    for size, count in TILES_AT_A_TIME.items():
+        if f"pixels_{size}" in batch:
+            pixels = batch[f"pixels_{size}"]
+            together = 1 if pixels.device.type == "cpu" else count
+            features += _encode(model, pixels, batch[f"extents_{size}"], together)
     return torch.cat([features[index] for index in batch["tile_order"].tolist()])[None]
 
 
@@ -58,17 +60,26 @@ def normalise(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _encode(
     model: AriaForConditionalGeneration, pixels_N3SS: torch.Tensor, extents_N2: torch.Tensor, count: int
 ) -> list[torch.Tensor]:
-    size = pixels_N3SS.shape[-1]
-    dtype = model.model.vision_tower.dtype
-    line = torch.arange(size, device=pixels_N3SS.device)
-    features: list[torch.Tensor] = []
-    for start in range(0, len(pixels_N3SS), count):
-        extents_n2 = extents_N2[start : start + count].to(line.device)
-        height_n1, width_n1 = extents_n2[:, :1], extents_n2[:, 1:]
-        mask_nSS = (line < height_n1)[:, :, None] & (line < width_n1)[:, None, :]
-        pixels_n3SS = normalise(pixels_N3SS[start : start + count], dtype)
-        # Outside autocast the tower computes in its own dtype; inside, layer norms would leave it in fp32.
-        with torch.autocast(pixels_n3SS.device.type, enabled=False):
-            # The output also holds every layer's hidden states: no name, or they stay through the next tiles.
-            features += model.get_image_features(pixels_n3SS, mask_nSS).pooler_output.unbind()
-    return features
+    """Of each tile its (image tokens, hidden); `count` tiles at a time, if they show as many rows and columns of patches."""
+    aria, side, device = model.model, pixels_N3SS.shape[-1], pixels_N3SS.device
+    stored, patch = aria.vision_tower.dtype, aria.vision_tower.patch_size
+    computed = arithmetic(stored, device)
+    queries = aria.multi_modal_projector.patch_to_query_dict[(side // patch) ** 2]
+    # A patch that is all padding is left out: no other looks at it, and no query.
+    shapes = [tuple(-(-length // patch) * patch for length in extent) for extent in extents_N2.tolist()]
+    features: dict[int, torch.Tensor] = {}
+    for numbers in alike(shapes, count):
+        height, width = shapes[numbers[0]]
+        pixels_n3HW = normalise(pixels_N3SS[numbers, :, :height, :width], computed)
+        # Outside autocast all is computed in the dtype of the pixels; inside, layer norms would leave it in fp32.
+        with torch.autocast(device.type, enabled=False):
+            features |= zip(numbers, encode(aria, pixels_n3HW, queries).to(stored).unbind(), strict=True)
+    return [features[number] for number in range(len(shapes))]
+
+
+def alike(shapes: Sequence[tuple[int, ...]], count: int) -> Iterator[list[int]]:
+    """All numbers of tiles, those of one shape together but `count` at most."""
+    for shape in dict.fromkeys(shapes):
+        numbers = [number for number, other in enumerate(shapes) if other == shape]
+        for start in range(0, len(numbers), count):
+            yield numbers[start : start + count]

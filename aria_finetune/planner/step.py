@@ -30,6 +30,8 @@ READ_AHEAD_BYTES = 8 * 32 * MIB
 """Pieces of tensors on their way while a model is loaded, of 32 MiB each at most."""
 TILES_AT_A_TIME = {490: 4, 980: 1}
 """Tiles that go through the vision tower together on a GPU, by their side in pixels (model/vision.py)."""
+TOWER_ROWS = 1225
+"""Patches in the feed-forward of a layer of the tower at a time on a CPU (model/tower.py)."""
 CUDA_CONTEXT = 512 * MIB
 """What a process takes on a card before its first tensor, with the workspaces of cuBLAS."""
 CPU_RUNTIME = 48 * MIB
@@ -37,7 +39,7 @@ CPU_RUNTIME = 48 * MIB
 KERNEL_BYTES = 0.4 * MIB
 """Of machine code that oneDNN writes for the shape of a 16-bit product on a CPU, and keeps; measured."""
 KEPT_KERNELS = 4096
-DENSE_KERNELS, FORWARD_KERNELS, TOWER_KERNELS = 30, 10, 16
+DENSE_KERNELS, FORWARD_KERNELS = 30, 10
 """Shapes of products that every number of tokens brings anew: attention, its adapters, shared experts, lm_head."""
 
 
@@ -162,11 +164,11 @@ class Setup:
         }
 
     def _machine_code(self, batch: Batch) -> int:
-        """oneDNN's, which only multiplies in 16 bit; experts are computed in fp32."""
+        """oneDNN's, which only multiplies in 16 bit; experts and pictures are computed in fp32."""
         if self.execution.device != "cpu" or self.holding.width != 2:
             return 0
         shapes = DENSE_KERNELS * batch.lengths + FORWARD_KERNELS * batch.other_lengths
-        return int(KERNEL_BYTES * min(shapes + TOWER_KERNELS * len(batch.tiles), KEPT_KERNELS))
+        return int(KERNEL_BYTES * min(shapes, KEPT_KERNELS))
 
     def _loss(self, batch: Batch) -> int:
         """Rows of the head, two tiles of what they say of labels and on a GPU one in 16 bit; sums of rows for each label."""
@@ -245,16 +247,18 @@ class Setup:
         return {**held, "tower": max(self._tile_bytes(tile, count) for tile, count in batch.tiles.items())}
 
     def _tile_bytes(self, tile: int, there: int) -> int:
-        """Every layer's hidden states are kept to the end; masks are spelled out for every pair of patches."""
-        a, tower, width = self.architecture, self.architecture.vision, self.holding.width
-        together = 1 if self.execution.device == "cpu" else TILES_AT_A_TIME.get(tile, 1)
-        count, patches = min(together, there), tower.patches(tile)
-        states = (tower.layers + 1) * patches * tower.hidden * width
-        layer = patches * (4 * tower.hidden + 2 * tower.width) * width
-        masks = patches**2 * (1 + width)
-        queries = 3 * tower.heads * a.queries[patches] * patches * width
-        pixels = 3 * tile**2 * (2 * FLOAT32 + width)
-        return count * (states + max(layer + masks, queries) + pixels)
+        """Of a tile without padding, in a layer or the projector; on a CPU in fp32, with the weights that it takes in fp32."""
+        tower, on_cpu = self.architecture.vision, self.execution.device == "cpu"
+        width = FLOAT32 if on_cpu else self.holding.width
+        count, patches = min(1 if on_cpu else TILES_AT_A_TIME.get(tile, 1), there), tower.patches(tile)
+        rows = count * patches
+        between = min(rows, TOWER_ROWS) if on_cpu else rows
+        # Of all patches: what a layer adds to, queries, keys, values, what is seen of them, and what comes of that.
+        attention = 6 * rows * tower.hidden + (tower.hidden**2 if on_cpu else 0)
+        feed_forward = rows * tower.hidden + between * 2 * (tower.hidden + tower.width)
+        converted = 2 * tower.hidden * tower.width if on_cpu else 0
+        pixels = count * 3 * tile**2 * (FLOAT32 + width)
+        return max(attention, feed_forward + converted) * width + pixels
 
     def _evaluation(self, batch: Batch) -> dict[str, int]:
         """No layer input is kept, and a layer holds about half of what it does in training."""

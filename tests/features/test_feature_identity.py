@@ -19,7 +19,15 @@ from safetensors.torch import load_file, save_file
 from aria_finetune.data.pictures import Showing
 from aria_finetune.data.rows import Sight
 from aria_finetune.data_formats.record import Media
-from aria_finetune.features.identity import FeatureKeys, HashedFile, Stamp, encoder_identity, hash_media, stamp_of
+from aria_finetune.features.identity import (
+    RULES,
+    FeatureKeys,
+    HashedFile,
+    Stamp,
+    encoder_identity,
+    hash_media,
+    stamp_of,
+)
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.media.videos import VideoLimits
 from aria_finetune.model.hub_layout import open_checkpoint
@@ -193,6 +201,18 @@ class TestEncoder:
     def test_an_nf4_checkpoint_has_the_same_tower(self, tmp_path: Path) -> None:
         """Other files, other shards, a packed decoder: the features are the same."""
         assert self.identity(quantize("tiny", tmp_path / "nf4").folder) == self.identity("tiny")
+
+    def test_what_the_processor_computes_in_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = set()
+        for matrix_instructions in (True, False):
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=matrix_instructions: {"amx_bf16": amx})
+            found.add(self.identity("tiny"))
+        assert len(found) == 2
+
+    def test_features_of_an_older_forward_are_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = self.identity("tiny")
+        monkeypatch.setattr("aria_finetune.features.identity.RULES", RULES - 1)
+        assert self.identity("tiny") != before
 
     def test_another_version_of_a_decoder_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before = self.identity("tiny")

@@ -35,6 +35,13 @@ def test_the_whole_model_on_a_cpu_against_what_was_measured(
     assert peak == pytest.approx(measured, rel=0.05)
 
 
+@pytest.mark.parametrize(("tile", "measured"), [(490, 89), (980, 161)])
+def test_the_tower_on_a_cpu_against_what_was_measured(tile: int, measured: float) -> None:
+    """MiB above two layers of the tower and the projector, as benchmarks/meters.py samples them, for one tile of pixels."""
+    (vision,) = (part for part in setup("cpu", "lean").phases(Batch(1, 512, 8, {tile: 4})) if part.name == "vision")
+    assert vision.parts["tower"] / 2**20 == pytest.approx(measured, rel=0.15)
+
+
 @pytest.mark.parametrize(("tokens", "due"), [(2048, 16.7), (8192, 18.7), (32_768, 26.7)])
 def test_the_whole_model_on_a_gpu_against_the_budget(tokens: int, due: float) -> None:
     """Reckoned by hand from the tensors of a step with fused cross entropy; not measured."""
