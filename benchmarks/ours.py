@@ -17,6 +17,8 @@ from aria_finetune.model.host_embedding import hold_embedding_on_host
 from aria_finetune.model.host_experts import connect_experts, put_on_host
 from aria_finetune.model.lora import LoraPlan, add_lora
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts
+from aria_finetune.model.norm import install_lean_norms
+from aria_finetune.model.packed_linear import install_packed_linears
 from aria_finetune.model.router import install_float32_routers
 from aria_finetune.model.vision import as_encoder_outputs, image_features
 
@@ -27,7 +29,9 @@ def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan, holding: H
     config.text_config._experts_implementation = LEAN if device == "cpu" else GROUPED  # noqa: SLF001 (what a run takes there)
     config.text_config._attn_implementation = DOCUMENTS  # noqa: SLF001 (as load_model sets it)
     model = empty_model(config)
+    install_lean_norms(model)
     prepare_for_nf4(model, torch.bfloat16, head=holding.lm_head == "nf4")
+    install_packed_linears(model)
     fill(model, device, seed, put_on_host if holding.experts == "host" else put_experts)
     if holding.embedding == "host":
         hold_embedding_on_host(model)

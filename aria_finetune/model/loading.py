@@ -44,6 +44,8 @@ from aria_finetune.model.hub_layout import (
 )
 from aria_finetune.model.nf4 import prepare_for_nf4, put_experts, put_linear, quantize_linear, unquantised_experts
 from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, packed_shapes, state_of, stored_hashes
+from aria_finetune.model.norm import install_lean_norms
+from aria_finetune.model.packed_linear import install_packed_linears
 from aria_finetune.model.parts import Component
 from aria_finetune.model.router import install_float32_routers
 from aria_finetune.model.settings import explained, load_tokenizer
@@ -115,8 +117,10 @@ def load_model(
         )
     model = empty_model(checkpoint, dtype, implementation)
     _check_holding(holding, experts, implementation, model, checkpoint)
+    install_lean_norms(model)
     if experts == "nf4":
         prepare_for_nf4(model, dtype, head=holding.lm_head == "nf4")
+        install_packed_linears(model)
     check_complete(model, checkpoint, packed=packed)
     if without is not None:
         leave_out(model, without)

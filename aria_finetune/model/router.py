@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.models.aria.modeling_aria import AriaTextDecoderLayer, AriaTextMoELayer, AriaTextTopKRouter
 
+from aria_finetune.model.shared_experts import start
+
 
 class Float32Router(AriaTextTopKRouter):  # type: ignore[misc]
     """Aria's top-k router whose arithmetic is fp32 outside autocast."""
@@ -46,10 +48,10 @@ class Float32RoutedLayer(AriaTextMoELayer):  # type: ignore[misc]
         tokens_TH = hidden_states.view(-1, hidden_states.shape[-1])
         with torch.autocast(device_type=hidden_states.device.type, enabled=False):
             _, weights_TK, index_TK = self.router(tokens_TH)
-        # Before the routed experts, which then are what a checkpointed layer's second forward need not come to (experts.py).
-        shared: torch.Tensor = self.shared_experts(hidden_states)
+        # Before the routed experts, which with what follows are what a checkpointed layer's second forward need not come to.
+        shared = start(self.shared_experts, hidden_states)
         routed: torch.Tensor = self.experts(tokens_TH, index_TK, weights_TK).view(hidden_states.shape)
-        return routed + shared
+        return routed + shared()
 
 
 def install_float32_routers(model: nn.Module, read_weight: Callable[[int], torch.Tensor]) -> None:
