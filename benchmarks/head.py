@@ -24,7 +24,6 @@ from typing import Any
 
 import meters
 import torch
-from one_path import cpu_name
 from safetensors.torch import load_file, save_file
 from trl.kernels import ChunkedLogProbFunction
 
@@ -55,7 +54,7 @@ def main() -> int:
         "hidden": HIDDEN,
         "vocabulary": arguments.vocabulary,
         "device": arguments.device,
-        "device_name": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
+        "device_name": meters.device_name(arguments.device),
         "threads": torch.get_num_threads(),
         "repeats": arguments.repeats,
         "steps": arguments.steps,

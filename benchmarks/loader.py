@@ -79,7 +79,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         description="Pictures and frames a second out of the loader, beside the stock way."
     )
     parser.add_argument("--images", type=int, default=240, help="records with one picture each (default 240)")
-    parser.add_argument("--clips", type=int, default=12, help=f"records with {FRAMES} frames of a clip; 0 for none")
+    parser.add_argument("--clips", type=int, default=16, help=f"records with {FRAMES} frames of a clip; 0 for none")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="of the loader (default 0 1 2)")
     parser.add_argument("--size", type=int, choices=[490, 980], default=980, help="of a tile in pixels (default 980)")
     parser.add_argument("--batch", type=int, default=4, help="records in a batch (default 4)")
@@ -91,9 +91,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     if min(arguments.batch, arguments.repeats) < 1 or min(arguments.clips, *arguments.workers) < 0:
         parser.error("--batch and --repeats must be at least 1, --clips and --workers no less than 0")
-    least = 2 * arguments.batch
+    least = 2 * max(1, *arguments.workers) * arguments.batch
     if arguments.images < least or 0 < arguments.clips < least:
-        parser.error(f"there must be at least two batches: {least} images, and as many clips or none")
+        parser.error(f"every worker must have two batches: that are {least} images, and as many clips or none")
     return arguments
 
 

@@ -1,7 +1,8 @@
 """Load one source one way in this process, and print what was found as JSON; `loader.py` starts it.
 
-The clock starts with the first batch, so that starting workers and planning rows is not in it; that is told apart. CPU time is
-that of this process, of workers and of decoders, from the start of loading to the end of them all.
+The clock starts when there has been a batch from every worker, so that starting them and planning rows is not in it; the first
+batch is told apart. CPU time is that of this process, of workers and of decoders, from the start of loading to the end of them
+all.
 """
 
 from __future__ import annotations
@@ -66,24 +67,23 @@ def measure(job: Job) -> dict[str, Any]:
     cpu, began = cpu_seconds(), time.perf_counter()
     loader, first_record, normalised = {"ours": ours, "stock": stock}[job.way](job)
     patches = torch.nn.functional.avg_pool2d(normalised(first_record())[:, : job.size // 2], PATCH)
-    batches = iter(loader)
-    taken = take(next(batches), job.device)
-    waited, started = time.perf_counter() - began, time.perf_counter()
-    images = 0
-    for batch in batches:
+    ends, images = [], []
+    for batch in loader:
         taken = take(batch, job.device)
-        images += count(taken, job)
-    if job.device == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
+        if job.device == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+        images.append(count(taken, job))
+    early = max(1, job.workers)
+    seconds = ends[-1] - ends[early - 1]
     megabytes = sum(value.nbytes for value in taken.values() if isinstance(value, torch.Tensor)) / 1e6
-    del batches, loader, first_record, normalised
+    del loader, first_record, normalised
     gc.collect()
     wait_for_all()
     return {
-        "images_per_second": images / seconds,
-        "cpu_milliseconds": (cpu_seconds() - cpu) / (images + count(taken, job)) * 1e3,
-        "seconds_to_first_batch": waited,
+        "images_per_second": sum(images[early:]) / seconds,
+        "cpu_milliseconds": (cpu_seconds() - cpu) / sum(images) * 1e3,
+        "seconds_to_first_batch": ends[0] - began,
         "megabytes_per_batch": megabytes,
         "patches": patches.tolist(),
     }

@@ -47,8 +47,8 @@ def test_the_last_line_is_the_result(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--images", "7"), "at least two batches"),
-        (("--clips", "3"), "at least two batches"),
+        (("--images", "7"), "every worker must have two batches"),
+        (("--clips", "3"), "every worker must have two batches"),
         (("--repeats", "0"), "--repeats must be at least 1"),
     ],
 )

@@ -274,8 +274,8 @@ def own_kernels(experts: str = "grouped_mm") -> dict[str, Any]:
     `experts` is how the routed experts are computed.
     """
     return {
-        "attn_implementation": {"": "sdpa", "text_config": DOCUMENTS},
-        "experts_implementation": {"": "eager", "text_config": experts},
+        "attn_implementation": {"": "sdpa", "vision_config": "sdpa", "text_config": DOCUMENTS},
+        "experts_implementation": {"": "eager", "vision_config": "eager", "text_config": experts},
     }
 
 

@@ -21,6 +21,8 @@ from aria_finetune.checkpoint.retention import checkpoint_path, newest_sealed
 
 STEPS = 3
 QUICK = ("model.experts=fp32", "train.gradient_checkpointing=false")
+APART = "data.packing=false"
+"""A row in each micro-batch, so that a step has as many as the recipe asks for."""
 NUMBERS = {"nan": math.nan, "inf": math.inf}
 PLACES = {"first": 1, "middle": 2, "last": STEPS}
 FEW = [("nan", "gradient", "first", 3), ("inf", "gradient", "middle", 1), ("nan", "loss", "last", 3)]
@@ -39,7 +41,7 @@ class Setting:
     def train(self, folder: Path, *options: str, **strike: Any) -> Ended:
         """Start a run in `folder`, or go on with it."""
         keys = (f"train.gradient_accumulation_steps={self.micro_batches}", "train.save_total_limit=null")
-        steps = (f"train.max_steps={STEPS}", "train.save_steps=1", "train.eval_steps=2")
+        steps = (f"train.max_steps={STEPS}", "train.save_steps=1", "train.eval_steps=2", APART)
         strike = {"record": str(folder / "record.jsonl"), **strike}
         return self.forkery.run("train", str(self.recipe(folder)), *options, *QUICK, *keys, *steps, strike=strike)
 
@@ -93,6 +95,20 @@ def test_a_number_that_is_not_finite_ends_the_run_before_the_update(
     resumed = sound.train(tmp_path, "--resume")
     assert resumed.code == 0, resumed.said
     assert result(run) == result(sound.undisturbed)
+
+
+def test_all_rows_that_were_packed_with_a_bad_one_are_named(
+    forkery: Forkery, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    record = tmp_path / "record.jsonl"
+    strike = {"record": str(record), "poison": {"where": "loss", "steps": [2], "value": math.nan, "micro": 1}}
+    steps = ("train.max_steps=2", "train.gradient_accumulation_steps=3")
+    ended = forkery.run("train", str(write_recipe(tmp_path)), *QUICK, *steps, strike=strike)
+    assert ended.code == 2, ended.said
+    rows = rows_by_step(record)[2]
+    assert len(rows) == 3
+    assert f"error: the loss is nan at step 2, in row(s) {', '.join(rows)};" in ended.said
+    assert count_updates(record) == 1
 
 
 @pytest.mark.parametrize("number", NUMBERS)
