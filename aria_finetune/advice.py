@@ -86,7 +86,7 @@ def _free_knobs(recipe: Recipe) -> Iterator[Knob]:
     if recipe.data.packing:
         yield Knob("data.packing=false", "the same updates, more time where rows are short; --resume goes on with it")
     if not train.gradient_checkpointing:
-        yield Knob("train.gradient_checkpointing=true", "a third more time; --resume goes on with it")
+        yield Knob("train.gradient_checkpointing=true", "up to a third more time; --resume goes on with it")
     if train.per_device_eval_batch_size > 1:
         yield Knob("train.per_device_eval_batch_size=1", "slower evaluations; --resume goes on with it")
 

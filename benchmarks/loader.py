@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import meters
 import numpy as np
 from PIL import Image
 
@@ -57,6 +58,7 @@ def main() -> int:
             "batch": arguments.batch,
             "repeats": arguments.repeats,
             "device": arguments.device,
+            "device_name": meters.device_name(arguments.device),
             "needed_images_per_second": NEEDED,
             "sources": {source: compare(source, Path(folder), arguments) for source in sources(arguments)},
             "processors": os.cpu_count(),

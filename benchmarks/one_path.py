@@ -25,6 +25,7 @@ prepare_libraries()
 
 import meters  # noqa: E402
 import ours  # noqa: E402
+import phases  # noqa: E402
 import stock  # noqa: E402
 import torch  # noqa: E402
 from peft import PeftModel  # noqa: E402
@@ -45,7 +46,7 @@ ADAPTER_DEVIATION = 0.01
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: `steps` timed steps of one row of `tokens` tokens, with `images` of `tile` pixels."""
+    """What to measure: `steps` timed steps of one row of `tokens` tokens, with `images` of `tile` pixels; with `phases` one more under the profiler."""
 
     path: str
     device: str
@@ -56,6 +57,7 @@ class Job:
     tile: int
     steps: int
     seed: int
+    phases: bool = False
 
 
 def measure(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -93,9 +95,11 @@ def measure(job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         began = time.process_time()
         times.append(meters.seconds(job.device, partial(step, inputs)))
         processor_times.append(time.process_time() - began)
+    model.zero_grad(set_to_none=True)
     return {
         "seconds": times,
         "processor_seconds": processor_times,
+        "phases": phases.phases(model, job.device, partial(step, batch(0))) if job.phases else None,
         "peak_bytes": peak.bytes,
         "model_bytes": sum(part.bytes for part in components(model)),
         "expert_load": load,
@@ -131,7 +135,8 @@ def make_step(path: ModuleType, model: PeftModel, job: Job) -> Callable[[Batch],
 
     def step(batch: Batch) -> None:
         with torch.autocast(job.device, torch.bfloat16):
-            images = path.image_inputs(base, batch)
+            with phases.mark(phases.IMAGES):
+                images = path.image_inputs(base, batch)
             hidden_BTH = base.model(input_ids=batch.input_ids, use_cache=False, **images).last_hidden_state
             loss = (hidden_BTH @ probe_H1).float().mean()
         loss.backward()

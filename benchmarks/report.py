@@ -90,9 +90,27 @@ def table(summary: dict[str, Any]) -> str:
     ]
     if summary["features_relative_difference"] is not None:
         lines.append(f"image features differ by {summary['features_relative_difference']:.4f}")
+    if summary["stock"]["phases"] and summary["ours"]["phases"]:
+        lines += [
+            "seconds by part and what was done there",
+            *phase_lines(summary["stock"]["phases"], summary["ours"]["phases"]),
+        ]
     if not summary["paths_agree"]:
         lines.append("THE PATHS DO NOT COMPUTE THE SAME: the ratios above mean nothing")
     return "\n".join(lines)
+
+
+def phase_lines(stock: dict[str, dict[str, float]], ours: dict[str, dict[str, float]]) -> list[str]:
+    """A line for each part of the model and each thing done there, of both paths."""
+    parts = [stock, ours]
+    lines = []
+    for part in dict.fromkeys([*stock, *ours]):
+        totals = [sum(side.get(part, {}).values()) for side in parts]
+        lines.append(f"{part:28}{totals[0]:>18.3f}{totals[1]:>18.3f}")
+        for doing in dict.fromkeys(name for side in parts for name in side.get(part, {})):
+            spent = [side.get(part, {}).get(doing, 0.0) for side in parts]
+            lines.append(f"  {doing:26}{spent[0]:>18.3f}{spent[1]:>18.3f}")
+    return lines
 
 
 def read_results(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -112,7 +130,7 @@ def _side(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "processor_seconds_per_step": statistics.median(second for run in runs for second in run["processor_seconds"]),
         **{
             key: runs[0][key]
-            for key in ("expert_load", "experts_implementation", "attention_implementation", "adapter_dtypes")
+            for key in ("phases", "expert_load", "experts_implementation", "attention_implementation", "adapter_dtypes")
         },
     }
 

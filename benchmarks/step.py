@@ -39,7 +39,7 @@ def main() -> int:
     """Measure, compare, print; 0 when the paths agree."""
     arguments = parse(sys.argv[1:])
     allocator = {name: os.environ.get(name, value) for name, value in ALLOCATOR[arguments.device].items()}
-    wanted = ("device", "scale", "layers", "tokens", "images", "tile", "steps", "seed")
+    wanted = ("device", "scale", "layers", "tokens", "images", "tile", "steps", "seed", "phases")
     job = {name: getattr(arguments, name) for name in wanted}
     jobs = {path: {"path": path, **job} for path in PATHS}
     with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +71,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="timed steps in each process (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, adapters and inputs")
     parser.add_argument("--scale", choices=["full", "small"], default="full", help="small is for trying this program")
+    parser.add_argument(
+        "--phases", action="store_true", help="one more step of each path under the profiler: what took how long"
+    )
     parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
     parser.add_argument("--save", action="store_true", help=f"also write it to {HERE.name}/results")
     arguments = parser.parse_args(words)

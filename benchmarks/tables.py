@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,18 @@ Result = dict[str, Any]
 Columns = dict[str, Callable[[Result], str]]
 
 
+def _alone(result: Result) -> Iterable[Result]:
+    return (result,)
+
+
 @dataclass(frozen=True)
 class Kind:
-    """One benchmark: the files `PREFIX-*.json`, and the columns of its table."""
+    """One benchmark: the files `PREFIX-*.json`, the columns of its table, and what of a file has a line each."""
 
     prefix: str
     title: str
     columns: Columns
+    lines: Callable[[Result], Iterable[Result]] = _alone
 
 
 def main() -> int:
@@ -63,13 +69,19 @@ def replaced(text: str, made: str) -> str:
 
 
 def tables(results: Path) -> str:
-    """All tables, each with a line for every file of its kind."""
+    """All tables, each with the lines of every file of its kind."""
     parts = []
     for kind in KINDS:
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob(f"{kind.prefix}-*.json"))]
+        files = sorted(results.glob(f"{kind.prefix}-*.json"), key=_natural)
+        found = [line for file in files for line in kind.lines(json.loads(file.read_text(encoding="utf-8")))]
         if found:
             parts.append(f"**{kind.title}**\n\n{_table(kind.columns, found)}")
     return "\n".join(parts)
+
+
+def _natural(file: Path) -> list[str | int]:
+    """256 tokens before 1,024."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
 
 
 def _table(columns: Columns, results: Sequence[Result]) -> str:
@@ -130,6 +142,28 @@ PACKING: Columns = {
     "memory ratio": lambda r: f"{r['memory_ratio']:.2f}",
 }
 
+HEAD: Columns = {
+    "device": _device,
+    "tokens": lambda r: f"{r['tokens']:,}",
+    "with a label": lambda r: f"{r['labels']:,}",
+    "seconds, TRL / ours": lambda r: _pair(r["trl"]["seconds"], r["ours"]["seconds"]),
+    "times as fast": lambda r: f"**{r['times_as_fast']:.2f}**",
+    "peak, MiB": lambda r: _pair(r["trl"]["peak_mib"], r["ours"]["peak_mib"], 0),
+    "memory ratio": lambda r: f"**{r['memory_ratio']:.2f}**",
+}
+
+LOADER: Columns = {
+    "device": lambda r: f"{r.get('device_name', r['device'])}, {r['processors']} processors",
+    "source": lambda r: r["source"],
+    "workers": lambda r: r["workers"],
+    "images or frames/s, stock / ours": lambda r: _pair(
+        r["stock"]["images_per_second"], r["ours"]["images_per_second"], 1
+    ),
+    "times as fast": lambda r: f"**{r['times_as_fast']:.2f}**",
+    "times less processor time": lambda r: f"{r['times_less_cpu']:.2f}",
+    "a batch, MB": lambda r: _pair(r["stock"]["megabytes_per_batch"], r["ours"]["megabytes_per_batch"], 1),
+}
+
 FULL_SIZE: Columns = {
     "device": _device,
     "layers": lambda r: str(r["layers"]),
@@ -141,10 +175,23 @@ FULL_SIZE: Columns = {
     "seconds a step": lambda r: f"{r['seconds_per_step']:.0f}",
 }
 
+
+def _cases(result: Result) -> Iterable[Result]:
+    return ({**result, **case} for case in result["cases"])
+
+
+def _loadings(result: Result) -> Iterable[Result]:
+    for source, found in result["sources"].items():
+        for workers, sides in found["workers"].items():
+            yield {**result, **sides, "source": f"{source}, {result['size']} px", "workers": workers}
+
+
 KINDS = (
     Kind("step", "`step.py`: the decoder body, and the vision tower where there are images", STEP),
     Kind("experts", "`experts.py`: the routed experts of one layer alone", EXPERTS),
     Kind("packing", "`packing.py`: rows as people have them", PACKING),
+    Kind("head", "`head.py`: the loss and its gradient", HEAD, _cases),
+    Kind("loader", "`loader.py`: from files to a batch on the device", LOADER, _loadings),
     Kind("full_size", "`full_size.py`: the project's own trainer, random NF4 weights", FULL_SIZE),
 )
 

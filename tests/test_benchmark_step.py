@@ -99,6 +99,31 @@ def test_with_images_the_paths_agree(load: Load) -> None:
     assert results["ours"]["expert_load"]["max"] < 0.1
 
 
+def test_a_profile_says_what_was_done_in_which_part(load: Load) -> None:
+    one_path, report = load("one_path"), load("report")
+    seen = {}
+    for path in ("stock", "ours"):
+        job = one_path.Job(path, "cpu", "small", layers=1, tokens=160, images=1, tile=490, steps=0, seed=3, phases=True)
+        seen[path] = one_path.measure(job)[0]["phases"]
+        assert seen[path].keys() >= {
+            "routed experts",
+            "shared experts",
+            "attention",
+            "router",
+            "norms",
+            "images",
+            "rest",
+        }
+        for part in ("routed experts", "shared experts", "attention"):
+            assert seen[path][part]["dequantising"] > 0, (path, part)
+            assert seen[path][part]["products"] > 0, (path, part)
+        assert "dequantising" not in seen[path]["images"]
+    lines = report.phase_lines(seen["stock"], seen["ours"])
+    assert {line.split("  ")[0] for line in lines if not line.startswith(" ")} == seen["stock"].keys() | seen[
+        "ours"
+    ].keys()
+
+
 def test_both_paths_hold_the_same_weights(load: Load) -> None:
     random_aria, one_path = load("random_aria"), load("one_path")
     config = random_aria.aria_config("small", 1, images=False)
@@ -165,6 +190,7 @@ def write_run(folder: Path, seconds: list[float], peak_bytes: int, evidence: dic
     described |= {"tile": 980, "steps": len(seconds), "seed": 0, "threads": 1, "experts_implementation": "grouped_mm"}
     described |= {"attention_implementation": "sdpa", "adapter_dtypes": ["float32"], "model_bytes": 2**30}
     described |= {
+        "phases": None,
         "expert_load": {"min": 0.0, "mean": 0.5, "max": 1.0},
         "seconds": seconds,
         "processor_seconds": [second / 2 for second in seconds],

@@ -29,9 +29,21 @@ def test_the_readme_is_up_to_date() -> None:
 
 def test_every_result_of_a_known_kind_has_a_line(tables: ModuleType) -> None:
     made = tables.tables(BENCHMARKS / "results")
-    files = [file for kind in tables.KINDS for file in (BENCHMARKS / "results").glob(f"{kind.prefix}-*.json")]
-    kinds = {file.name.split("-")[0] for file in files}
-    assert made.count("\n| ") == len(files) + 2 * len(kinds)
+    files = {kind: list((BENCHMARKS / "results").glob(f"{kind.prefix}-*.json")) for kind in tables.KINDS}
+    lines = sum(len(list(kind.lines(json.loads(file.read_text())))) for kind in files for file in files[kind])
+    assert made.count("\n| ") == lines + 2 * sum(1 for found in files.values() if found)
+    assert lines >= sum(map(len, files.values()))
+
+
+def test_every_case_of_a_file_has_a_line_and_256_comes_before_1024(tables: ModuleType, tmp_path: Path) -> None:
+    side = {"seconds": 1.0, "peak_mib": 10.0}
+    case = {"labels": 5, "trl": side, "ours": side, "times_as_fast": 1.0, "memory_ratio": 1.0}
+    for tokens in (256, 1024):
+        cases = [{**case, "tokens": tokens}, {**case, "tokens": tokens, "labels": 7}]
+        result = {"device": "cpu", "device_name": "a processor", "threads": 1, "cases": cases}
+        (tmp_path / f"head-cpu-{tokens}t.json").write_text(json.dumps(result))
+    lines = [line for line in tables.tables(tmp_path).splitlines() if line.startswith("| a processor")]
+    assert [line.split(" | ")[1:3] for line in lines] == [["256", "5"], ["256", "7"], ["1,024", "5"], ["1,024", "7"]]
 
 
 def test_figures_come_from_the_file(tables: ModuleType, tmp_path: Path) -> None:
