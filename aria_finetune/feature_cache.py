@@ -88,7 +88,6 @@ def _complete(recipe: Recipe, material: Material, store: UsedStore, console: Con
     missing, damaged = _unsound(store, forms, console)
     for key in damaged:
         console.print(f"damaged, and computed again: {store.path_of(key)}", highlight=False, soft_wrap=True)
-        store.remove(key)
     total = sum(sizes.values())
     console.print(
         f"image features of {len(forms):,} pictures ({shown_bytes(total)}) in {store.folder}/: "
@@ -99,7 +98,11 @@ def _complete(recipe: Recipe, material: Material, store: UsedStore, console: Con
     computed = 0
     if missing or damaged or wanted.nameless():
         with store.filling(lambda line: console.print(line, highlight=False)):
-            missing = _missing(store, forms)  # another run may have computed them
+            # Another run may have computed them while this one waited, and read them now.
+            for key in damaged:
+                if not store.is_sound(key, forms[key]):
+                    store.remove(key)
+            missing = _missing(store, forms)
             for key in missing:
                 store.remove(key)  # what there is of it is broken
             needed = store.make_room(sizes, round(recipe.data.cache_limit_gib * GIB))

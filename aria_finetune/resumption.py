@@ -35,14 +35,19 @@ FREE_KEYS = {
     "train.dataloader_num_workers",
     "train.gradient_checkpointing",
     "train.logging_steps",
-    "train.per_device_eval_batch_size",
     "train.report_to",
     "train.save_total_limit",
     "output.dir",
     "output.overwrite",
 }
 """Keys that may differ when a run goes on: they change neither its rows nor, rounding aside, its updates."""
-EVALUATION_KEYS = {"train.eval_strategy", "train.eval_steps", "train.save_strategy", "train.save_steps"}
+EVALUATION_KEYS = {
+    "train.eval_strategy",
+    "train.eval_steps",
+    "train.per_device_eval_batch_size",  # the loss is the mean over batches, each with the mean over its tokens
+    "train.save_strategy",
+    "train.save_steps",
+}
 """They may differ where no evaluation decides which adapter is left, or when training stops."""
 FREE_PLACES = re.compile(r"model\.path|data\.(train|eval)\.\d+\.(path|converter|(media_root|companions)(\.\d+)?)")
 """Where things lie may differ as well: what is read there is compared itself."""

@@ -105,7 +105,8 @@ def run_in_turn(
     for repeat in range(repeats):
         for name, job in jobs.items():
             print(f"{name}, process {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
-            runs[name].append(run_path(script, job, allocator, folder / f"{name}-{repeat}"))
+            once = {"phases": job["phases"] and repeat == 0} if "phases" in job else {}
+            runs[name].append(run_path(script, {**job, **once}, allocator, folder / f"{name}-{repeat}"))
     return runs
 
 

@@ -173,3 +173,12 @@ def make_record() -> MakeRecord:
         return Record(f"r{ordinal}", tuple(turns), tuple(media), references, None, "{}", source)
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests found out that is worth reading where they passed too (`record_property("shown", text)`)."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "shown":
+                terminalreporter.section(report.nodeid)
+                terminalreporter.write_line(str(text))

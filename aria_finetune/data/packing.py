@@ -31,7 +31,8 @@ class MicroBatches:
         order: gives the rows of an epoch.
         rows: of a micro-batch, where nothing is packed.
         steps: micro-batches of an optimizer step (gradient accumulation).
-        packing: packs the rows of each optimizer step; those of its micro-batches that this leaves empty come last.
+        packing: packs the rows of each optimizer step, which leaves some of its micro-batches empty. Where in the step the
+            filled ones begin moves on by one from step to step.
     """
 
     def __init__(self, order: EpochOrder, rows: int, steps: int, packing: Packing | None = None) -> None:
@@ -49,8 +50,11 @@ class MicroBatches:
         return math.ceil(len(self.order) / self.rows)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for rows in _chunks(self.order, self.rows * self.steps):
-            yield from self._step(rows)
+        for number, rows in enumerate(_chunks(self.order, self.rows * self.steps)):
+            batches = self._step(rows)
+            # Loaders hand their batches out to workers in turn: were the filled ones always first, some workers would never decode.
+            first = -number % len(batches)
+            yield from batches[first:] + batches[:first]
 
     def _step(self, rows: Sequence[int]) -> list[list[int]]:
         apart = list(_chunks(rows, self.rows))

@@ -36,7 +36,9 @@ def start(mlp: AriaSharedExpertsMLP, hidden_states: torch.Tensor) -> Callable[[]
     projections = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     packed = all(type(projection) is PackedLinear for projection in projections)
     if not packed or hidden_states.device.type != "cpu" or mlp.config.hidden_act != "silu":
-        return partial(mlp, hidden_states)
+        # Its tensors are kept here, before the routed experts: a checkpointed layer's second forward need not come to those.
+        output: torch.Tensor = mlp(hidden_states)
+        return lambda: output
     keep: Any = _SharedInputs.apply
     return partial(_finish, keep(hidden_states, mlp), mlp)
 

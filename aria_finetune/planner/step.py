@@ -47,13 +47,15 @@ DENSE_KERNELS, FORWARD_KERNELS = 30, 10
 class Batch:
     """The largest micro-batch: rows, tokens of the longest of them, labels and tiles by side of all of them.
 
-    `lengths` is how many different numbers of tokens micro-batches have, `other_lengths` those of evaluation.
+    `waiting` are the tiles of a whole optimizer step, whose bytes are on the device from its beginning; those of the micro-batch
+    alone where none are named. `lengths` is how many different numbers of tokens micro-batches have, `other_lengths` those of evaluation.
     """
 
     rows: int
     tokens: int
     labels: int
     tiles: Mapping[int, int] = field(default_factory=dict)
+    waiting: Mapping[int, int] = field(default_factory=dict)
     lengths: int = 1
     other_lengths: int = 0
 
@@ -156,7 +158,8 @@ class Setup:
         kept = a.layers * batch.positions * a.hidden * width
         on_host = self.execution.offloading and self.execution.device == "cuda"
         features = sum(a.queries[a.vision.patches(tile)] * count for tile, count in batch.tiles.items())
-        pixels = sum(3 * tile**2 * count for tile, count in batch.tiles.items()) if self.holding.vision else 0
+        waiting = (batch.waiting or batch.tiles) if self.holding.vision else {}
+        pixels = sum(3 * tile**2 * count for tile, count in waiting.items())
         return {
             "layer inputs": 0 if on_host else kept,
             "pictures": features * a.hidden * width + pixels,

@@ -82,6 +82,7 @@ class Rows:
         training, evaluation = (self._plans(rows, shown, update) for rows in (self.training, self.evaluation))
         wanted = evaluation if recipe.eval_strategy != "no" else []
         size = train.per_device_train_batch_size
+        step = packed_batch(training, update)
         if data.packing:
             evaluated = packed_batch(wanted, train.per_device_eval_batch_size)
             copies = math.ceil(max(self.training.weights, default=1))  # of a row, which may come together
@@ -89,6 +90,7 @@ class Rows:
         else:
             evaluated = largest_batch(wanted, train.per_device_eval_batch_size)
             trained = largest_batch(training, size)
+        trained = replace(trained, waiting=step.tiles)
         trained = replace(trained, lengths=self._lengths(recipe), other_lengths=min(len(wanted), evaluated.lengths))
         return trained, evaluated if wanted else None
 

@@ -336,12 +336,17 @@ def deterministic(*, enabled: bool) -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filling: Any = torch.utils.deterministic  # its attribute is known at run time only
+    filled = filling.fill_uninitialized_memory
     if enabled and not before:
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        # With it every tensor that is about to be written would be filled with NaN first, for those who read too early.
+        filling.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warned)
+        filling.fill_uninitialized_memory = filled
 
 
 def _dataset(rows: range) -> Dataset | None:

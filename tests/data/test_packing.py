@@ -95,14 +95,22 @@ def test_each_step_has_the_rows_that_it_has_unpacked(lengths: list[int], rows: i
         assert Counter(row for batch in step for row in batch) == Counter(
             row for batch in theirs[start : start + steps] for row in batch
         )
-        filled = [bool(batch) for batch in step]
-        assert filled == sorted(filled, reverse=True), "those that packing leaves empty come last"
+        turn = start // steps % len(step)
+        filled = [bool(batch) for batch in step[turn:] + step[:turn]]
+        assert filled == sorted(filled, reverse=True), "the filled ones follow each other from the step's place on"
         assert all(sum(lengths[row] for row in batch) <= room * rows for batch in step)
 
 
 def test_short_rows_lie_in_one_micro_batch_and_long_ones_do_not() -> None:
-    assert [len(batch) for batch in batches(1, 8, lengths=[10] * 16, capacity=100)] == [8, *[0] * 7] * 2
+    assert [len(batch) for batch in batches(1, 8, lengths=[10] * 16, capacity=100)] == [8, *[0] * 7, 0, 8, *[0] * 6]
     assert [len(batch) for batch in batches(1, 8, lengths=[60] * 8, capacity=100)] == [1] * 8
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_every_worker_of_the_loader_has_batches_with_rows(workers: int) -> None:
+    made = list(batches(1, 8, lengths=[10] * 128, capacity=100))
+    rows = [sum(map(len, made[worker::workers])) for worker in range(workers)]
+    assert rows == [128 // workers] * workers, "batches are handed out in turn"
 
 
 def test_packs_that_are_more_than_the_micro_batches_asked_for_are_not_used() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ REGISTERS = 255
 
 
 @pytest.mark.skipif(triton is None, reason="there is no Triton for this system")
-def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path) -> None:
+def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path, record_property: Callable[..., None]) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "gpu_kernels.py")],
         env=os.environ | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "1"},
@@ -26,7 +27,7 @@ def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    print(done.stdout)
+    record_property("shown", done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     header, *lines = done.stdout.splitlines()
     capabilities = [int(word.removeprefix("sm")) for word in header.split() if word.startswith("sm")]
