@@ -88,7 +88,9 @@ def _free_knobs(recipe: Recipe) -> Iterator[Knob]:
     if not train.gradient_checkpointing:
         yield Knob("train.gradient_checkpointing=true", "up to a third more time; --resume goes on with it")
     if train.per_device_eval_batch_size > 1:
-        yield Knob("train.per_device_eval_batch_size=1", "slower evaluations; --resume goes on with it")
+        decides = train.load_best_model_at_end or train.early_stopping_patience is not None
+        resumed = "starts anew, as evaluations decide what is kept" if decides else "--resume goes on with it"
+        yield Knob("train.per_device_eval_batch_size=1", f"slower evaluations; {resumed}")
 
 
 def _knobs_that_take_off_the_card(recipe: Recipe, phase: Phase) -> Iterator[Knob]:

@@ -184,20 +184,19 @@ def test_runs_with_packing_and_without_come_to_the_same(make_recipe: MakeRecipe)
         assert float((value - apart[name]).abs().max()) < 2e-5, name
 
 
-def test_evaluation_gives_the_same_mean_with_batches_of_any_size(make_recipe: MakeRecipe) -> None:
+def test_evaluation_gives_the_same_mean_packed_and_padded(make_recipe: MakeRecipe) -> None:
     losses = []
-    for packing, size in (("true", 1), ("true", 3), ("false", 3)):
+    for packing in ("true", "false"):
         recipe = make_recipe(
             *EXACT,
             "train.max_steps=1",
             "data.eval_fraction=0.3",
             "train.eval_steps=1",
             f"data.packing={packing}",
-            f"train.per_device_eval_batch_size={size}",
-            name=f"eval-{packing}-{size}",
+            "train.per_device_eval_batch_size=3",
+            name=f"eval-{packing}",
         )
         folder = train(recipe, Console(quiet=True))
         entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append(next(entry["eval_loss"] for entry in entries if "eval_loss" in entry))
-    assert losses[1] == pytest.approx(losses[2], abs=1e-6)
-    assert len(losses) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
