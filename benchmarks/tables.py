@@ -95,6 +95,10 @@ def _device(result: Result) -> str:
     return f"{name}, {result['threads']} thread" if result["device"] == "cpu" else name
 
 
+def _clock(result: Result) -> str:
+    return "cpu_seconds" if result["device"] == "cpu" else "seconds"
+
+
 def _pair(stock: float, ours: float, digits: int = 2) -> str:
     return f"{stock:.{digits}f} / {ours:.{digits}f}"
 
@@ -146,7 +150,7 @@ HEAD: Columns = {
     "device": _device,
     "tokens": lambda r: f"{r['tokens']:,}",
     "with a label": lambda r: f"{r['labels']:,}",
-    "seconds, TRL / ours": lambda r: _pair(r["trl"]["seconds"], r["ours"]["seconds"]),
+    "seconds (of the processor on a CPU), TRL / ours": lambda r: _pair(*(r[way][_clock(r)] for way in ("trl", "ours"))),
     "times as fast": lambda r: f"**{r['times_as_fast']:.2f}**",
     "peak, MiB": lambda r: _pair(r["trl"]["peak_mib"], r["ours"]["peak_mib"], 0),
     "memory ratio": lambda r: f"**{r['memory_ratio']:.2f}**",

@@ -40,7 +40,7 @@ def test_every_result_of_a_known_kind_has_a_line(tables: ModuleType) -> None:
 
 
 def test_every_case_of_a_file_has_a_line_and_256_comes_before_1024(tables: ModuleType, tmp_path: Path) -> None:
-    side = {"seconds": 1.0, "peak_mib": 10.0}
+    side = {"seconds": 3.0, "cpu_seconds": 1.0, "peak_mib": 10.0}
     case = {"labels": 5, "trl": side, "ours": side, "times_as_fast": 1.0, "memory_ratio": 1.0}
     for tokens in (256, 1024):
         cases = [{**case, "tokens": tokens}, {**case, "tokens": tokens, "labels": 7}]
@@ -48,6 +48,7 @@ def test_every_case_of_a_file_has_a_line_and_256_comes_before_1024(tables: Modul
         (tmp_path / f"head-cpu-{tokens}t.json").write_text(json.dumps(result))
     lines = [line for line in tables.tables(tmp_path).splitlines() if line.startswith("| a processor")]
     assert [line.split(" | ")[1:3] for line in lines] == [["256", "5"], ["256", "7"], ["1,024", "5"], ["1,024", "7"]]
+    assert all(line.split(" | ")[3] == "1.00 / 1.00" for line in lines), "on a CPU the clock is the processor's"
 
 
 def test_figures_come_from_the_file(tables: ModuleType, tmp_path: Path) -> None:
