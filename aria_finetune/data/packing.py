@@ -53,7 +53,7 @@ class MicroBatches:
         for number, rows in enumerate(_chunks(self.order, self.rows * self.steps)):
             batches = self._step(rows)
             # Loaders hand their batches out to workers in turn: were the filled ones always first, some workers would never decode.
-            first = -number % len(batches)
+            first = -number % len(batches) if self.packing is not None else 0
             yield from batches[first:] + batches[:first]
 
     def _step(self, rows: Sequence[int]) -> list[list[int]]:
