@@ -131,6 +131,17 @@ def test_in_bf16_it_is_no_further_from_the_truth_than_eager(held: str, device: s
         assert distance(found.cpu(), due) <= 1.05 * distance(other.cpu(), due)
 
 
+@pytest.mark.parametrize("held", ["dense", "nf4"])
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_outputs_and_gradients_in_bf16(batch: Callable[[], Batch], held: str, device: str) -> None:
+    hidden, index, weights = batch()
+    inputs = hidden.to(device, torch.bfloat16), index.to(device), weights.to(device, torch.bfloat16)
+    due = gradients(experts("eager", torch.bfloat16, held=held, device=device), inputs)
+    for recompute in (False, True):
+        found = gradients(experts(GROUPED, torch.bfloat16, held=held, device=device), inputs, recompute=recompute)
+        assert all(distance(*pair) < 1e-2 for pair in zip(found, due, strict=True))
+
+
 @pytest.mark.parametrize("held", ["dense", "nf4", "host"])
 def test_some_experts_at_a_time_are_all_at_once_to_the_bit(held: str, device: str) -> None:
     """Where the tiles of products don't depend on it, which on a GPU they may."""
