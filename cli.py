@@ -166,6 +166,28 @@ def evaluate(
 
 
 @app.command()
+def experts(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="Map this adapter beside the base.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for experts.json, experts.parquet and experts.png.")] = Path(
+        "experts"
+    ),
+    rows: Annotated[int, typer.Option(min=0, help="Training rows to look at; 0 for all.")] = 1000,
+    threshold: Annotated[float, typer.Option(min=1, help="Times the share of text tokens: a visual expert.")] = 10.0,
+) -> None:
+    """Map which experts images, videos, documents and text go to."""
+    from aria_finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepare(ctx, loaded.model.path)
+    from aria_finetune.specialisation import MapOptions, map_experts
+
+    map_experts(loaded, output, MapOptions(adapter, rows or None, threshold), console())
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder in a known format.")],
     output: Output,
@@ -228,6 +250,47 @@ def convert(
     )
     for reason, count in sorted(report.reasons.items()):
         typer.echo(f"  rejected: {count} {reason}")
+
+
+@app.command()
+def lengthen(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="A folder to make.")] = Path("long"),
+) -> None:
+    """Join the training rows of a recipe into rows of up to data.max_tokens tokens."""
+    from aria_finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepare(ctx, loaded.model.path)
+    from aria_finetune.lengthening import lengthen as run
+
+    run(loaded, output, console())
+
+
+@app.command()
+def needles(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="A folder to make.")] = Path("needles"),
+    length: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens of a row; may be repeated. 1024 and its doubles if not given."),
+    ] = None,
+    depth: Annotated[list[int] | None, typer.Option(min=0, max=100, help="Percent before it; may be repeated.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each length, depth and kind.")] = 4,
+) -> None:
+    """Hide facts and odd pictures among the training rows of a recipe; evaluate says which are found."""
+    from aria_finetune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    prepare(ctx, loaded.model.path)
+    from aria_finetune.needles import DEPTHS, NeedleOptions, hide_needles
+
+    options = NeedleOptions(tuple(length or ()), tuple(depth or DEPTHS), rows=rows)
+    hide_needles(loaded, output, options, console())
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Literal
 from aria_finetune.errors import UserError
 from aria_finetune.memory import is_out_of_memory, memory_gib, peak_memory_gib
 from aria_finetune.recipe import Recipe
+from aria_finetune.recipe.checks import SEEING_TARGETS
 
 FEW_TOKENS = 1024
 """Rows this short are not what fills a card."""
@@ -60,7 +61,7 @@ def memory_knobs(recipe: Recipe, phase: Phase, device: str = "cpu") -> Iterator[
     """What in a recipe can be set to need less memory of a device, the cheapest first."""
     if phase == "training":
         yield from _free_knobs(recipe)
-    if phase == "training" and recipe.feature_folder is None:
+    if phase == "training" and recipe.feature_folder is None and not set(SEEING_TARGETS) & set(recipe.lora.targets):
         yield Knob(
             "data.cache_image_features=true",
             "pictures go through the vision tower once, before training, and it leaves memory; --resume goes on with it",

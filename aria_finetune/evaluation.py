@@ -20,12 +20,16 @@ from aria_finetune.errors import UserError
 from aria_finetune.generation import generate_answers
 from aria_finetune.material import Material, build_collator, load_base, prepare_prompts
 from aria_finetune.model.lora import load_adapter
+from aria_finetune.model.rope import check_same_theta
+from aria_finetune.needles.grid import GRID_FILE, GRID_PICTURE, grid_of, hidden_in, write_grid
 from aria_finetune.recipe import Recipe
 from aria_finetune.redaction import redact_values
+from aria_finetune.sources import build_rope
 from aria_finetune.staging import staged_folder
 
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+WRITTEN = (PREDICTIONS_FILE, EVALUATION_FILE, GRID_FILE, GRID_PICTURE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class EvaluationOptions:
 def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: Console) -> dict[str, Any]:
     """Write `evaluation.json` and `predictions.jsonl` to `output`; returns what the former says.
 
+    Where rows hide needles, `needles.json` and `needles.png` say how many were found by length and depth.
+
     Raises:
         UserError: no evaluation data, no row with a known answer, an adapter that does not load, or an output
             folder that holds something else.
@@ -49,6 +55,9 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as store:
         material = prepare_prompts(recipe, Path(store))
+        if options.adapter is not None:
+            rope = build_rope(recipe, material.checkpoint)
+            check_same_theta(open_adapter(options.adapter).folder, rope.theta)
         truths = [answers(plan.record) for plan in material.plans]
         if not any(truths):
             raise UserError("no evaluation row has a known answer", where=str(recipe.file))
@@ -79,7 +88,7 @@ def _check(output: Path, options: EvaluationOptions) -> None:
     """Refuse before the first answer what would fail after the last."""
     if output.exists() and not output.is_dir():
         raise UserError("the output is a file", where=str(output), fix="choose another --output")
-    if output.is_dir() and any(path.name not in {EVALUATION_FILE, PREDICTIONS_FILE} for path in output.iterdir()):
+    if output.is_dir() and any(path.name not in WRITTEN for path in output.iterdir()):
         raise UserError("the output holds other files", where=str(output), fix="choose another --output")
     if options.adapter is not None:
         open_adapter(options.adapter)
@@ -138,10 +147,13 @@ def _write(
         given = {name: spoken[row] for name, spoken in said.items()}
         right = {name: bool(truth) and is_correct(truth, answer) for name, answer in given.items()}
         lines.append({"id": plan.record.id, "expected": list(truth), "answers": given, "correct": right})
-    for name in (PREDICTIONS_FILE, EVALUATION_FILE):  # of an earlier evaluation; nothing else is there
+    needles = [hidden_in(plan.record) for plan in material.plans]
+    for name in WRITTEN:  # of an earlier evaluation; nothing else is there
         (output / name).unlink(missing_ok=True)
     with staged_folder(output) as folder:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / PREDICTIONS_FILE).write_text(text, encoding="utf-8")
         report = json.dumps(redact_values(result), indent=2)
         (folder / EVALUATION_FILE).write_text(report + "\n", encoding="utf-8")
+        if any(needles):
+            write_grid(folder, grid_of(needles, said))

@@ -5,7 +5,7 @@ Knows the model and the collator; knows nothing of what the answers are for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from transformers import AriaForConditionalGeneration
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import Collator
 from aria_finetune.model.vision import as_encoder_outputs, image_features
+
+LONG = 8192
+"""Tokens of a prompt from which on it stands alone: padding before a prompt takes a mask of tokens by tokens, 4 GiB at 65,536."""
 
 
 def generate_answers(
@@ -33,16 +36,25 @@ def generate_answers(
         base: the Aria inside `model`, for the vision tower.
         chat: the tokenizer that rendered the prompts.
         max_new_tokens: limit of one answer.
-        batch_size: prompts at a time; prompts of like length go together.
+        batch_size: prompts at a time; prompts of like length go together, and one of more than `LONG` tokens alone.
     """
-    lengths = [plan.tokens for plan in collator.plans]
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    answers = [""] * len(order)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    answers = [""] * len(collator.plans)
+    for rows in batches_of([plan.tokens for plan in collator.plans], batch_size):
         for row, answer in zip(rows, _answer(model, base, collator, chat, rows, max_new_tokens), strict=True):
             answers[row] = answer
     return answers
+
+
+def batches_of(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of prompts that are answered together, from the shortest on, by how many tokens each has."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if batch and (len(batch) == batch_size or lengths[row] > LONG):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def _answer(

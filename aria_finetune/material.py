@@ -22,11 +22,11 @@ from aria_finetune.errors import UserError
 from aria_finetune.media.images import ImageLimits
 from aria_finetune.model.absent import Part
 from aria_finetune.model.holding import Holding
-from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
+from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint, open_settings
 from aria_finetune.model.loading import LoadedModel, Watch, load_model, load_processor
 from aria_finetune.model.settings import pad_id
 from aria_finetune.recipe import Recipe
-from aria_finetune.sources import RowReader, build_viewing
+from aria_finetune.sources import RowReader, build_rope, build_viewing
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -155,6 +155,7 @@ def load_base(recipe: Recipe, watch: Watch | None = None, *, without: Part | Non
     return load_model(
         recipe.model.path,
         revision=recipe.model.revision,
+        rope=build_rope(recipe, open_settings(recipe.model.path, recipe.model.revision)),
         experts=recipe.model.experts,
         dtype=DTYPES[recipe.model.compute_dtype],
         device=device,

@@ -21,6 +21,7 @@ from aria_finetune.material import Material
 from aria_finetune.provenance import fingerprint_objects, fingerprint_weights, versions
 from aria_finetune.recipe import Recipe
 from aria_finetune.redaction import redact_values
+from aria_finetune.sources import build_rope
 
 FREE_KEYS = {
     "model.device",
@@ -31,6 +32,7 @@ FREE_KEYS = {
     "data.media_timeout",
     "moe.experts_at_a_time",
     "moe.experts_on",
+    "moe.health",
     "train.activation_offloading",
     "train.dataloader_num_workers",
     "train.gradient_checkpointing",
@@ -86,11 +88,12 @@ def find_start(run: Path, console: Console) -> Start:
 
 
 def identify(recipe: Recipe, material: Material) -> dict[str, Any]:
-    """What makes a run this run: recipe, planned rows, base checkpoint, versions."""
+    """What makes a run this run: recipe, planned rows, base checkpoint and its RoPE base, versions."""
     return {
         "recipe": dict(_flat(redact_values(recipe.dump()))),
         "rows": fingerprint_objects(fingerprint_row(plan) for plan in material.plans),
         "base": fingerprint_weights(material.checkpoint.folder, material.checkpoint.shards),
+        "rope_theta": build_rope(recipe, material.checkpoint).theta,
         "versions": versions(),
     }
 
@@ -102,7 +105,7 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path
     its last digits may differ.
 
     Raises:
-        UserError: the recipe, the rows or the base weights are not the same; each difference is named.
+        UserError: the recipe, the rows, the base weights or the RoPE base are not the same; each difference is named.
     """
     changed = list(_recipe_changes(saved["recipe"], now["recipe"]))
     if changed:
@@ -111,8 +114,12 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path
             where=str(where),
             fix="set these keys back, or start another run with another output.dir",
         )
-    for key, what in (("rows", "the rows of data.train and data.eval"), ("base", "the base model's weights")):
-        if saved[key] != now[key]:
+    for key, what in (
+        ("rows", "the rows of data.train and data.eval"),
+        ("base", "the base model's weights"),
+        ("rope_theta", "the base model's config.json and its RoPE base"),
+    ):
+        if saved.get(key, now.get(key)) != now.get(key):  # checkpoints from before it was kept have no RoPE base
             raise UserError(
                 f"{what} are not those the run was started with",
                 where=str(where),

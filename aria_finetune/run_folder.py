@@ -1,7 +1,7 @@
 """The folder of one run: made, described, continued and cleaned up.
 
-`run.json` says what ran and how it went, `metrics.jsonl` has a line per logged step, `skipped.jsonl` a line per row
-that could not be read. Knows files, nothing of training.
+`run.json` says what ran and how it went, `metrics.jsonl` has a line per logged step, `routing.jsonl` another with lists by
+layer, `skipped.jsonl` a line per row that could not be read. Knows files, nothing of training.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from aria_finetune.staging import finish_removals, lock_alone, remove_folder, re
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
+ROUTING_FILE = "routing.jsonl"
 PICTURE_FILE = "loss.png"
+ROUTING_PICTURE = "routing.png"
 REJECTS_FILE = "rejects.jsonl"
 ROWS_FILE = "rows.jsonl"
 LOCK_FILE = ".lock"
-LOGS = (METRICS_FILE, SKIPPED_FILE)
+LOGS = (METRICS_FILE, SKIPPED_FILE, ROUTING_FILE)
 """Files that grow while a run goes on."""
 PREPARING = "preparing"
 

@@ -19,6 +19,7 @@ from aria_finetune.model.parts import Component
 from aria_finetune.provenance import fingerprint, versions
 from aria_finetune.recipe import Recipe, resolve_data_path
 from aria_finetune.resumption import Start
+from aria_finetune.sources import build_rope
 from aria_finetune.trainer import AriaTrainer
 
 
@@ -36,6 +37,7 @@ def describe_run(recipe: Recipe, material: Material, parts: list[Component], sta
         "recipe_file": str(recipe.file),
         "recipe": recipe.dump(),
         "base": material.checkpoint.folder.name,
+        "rope": asdict(build_rope(recipe, material.checkpoint)),
         "versions": versions(),
         "device": torch.cuda.get_device_name() if choose_device(recipe) == "cuda" else "cpu",
         "data": sources,

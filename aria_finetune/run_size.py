@@ -44,9 +44,12 @@ def kept_saves(recipe: Recipe, updates: int) -> int:
     return saves if limit is None else min(limit, saves)
 
 
-def checkpoint_bytes(adapter: int, base: Path) -> int:
-    """About how large a checkpoint is: an adapter of so many bytes, the optimizer, the processor's files as the base has them."""
-    return adapter * (1 + STATE_PER_ADAPTER_BYTE) + folder_bytes(base, PROCESSOR_SUFFIXES) + SPARE_BYTES
+def checkpoint_bytes(adapter: int, base: Path, *, start: bool = False) -> int:
+    """About how large a checkpoint is: an adapter of so many bytes, the optimizer, the processor's files as the base has them.
+
+    With `start` what the adapter started as is in it too.
+    """
+    return adapter * (1 + start + STATE_PER_ADAPTER_BYTE) + folder_bytes(base, PROCESSOR_SUFFIXES) + SPARE_BYTES
 
 
 def run_bytes(checkpoint: int, kept: int) -> int:

@@ -13,7 +13,9 @@ from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.dataset import DataSource, RowSet, hold_out, load_rows
 from aria_finetune.data.packing import MicroBatches, Packing
 from aria_finetune.data.rows import Viewing
+from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import CheckpointSettings
+from aria_finetune.model.rope import Rope, shown
 from aria_finetune.model.settings import vision_tokens
 from aria_finetune.recipe import Recipe, resolve_data_path
 from aria_finetune.recipe.schema import SourceSection
@@ -60,9 +62,33 @@ class RowReader:
         return rows, self.read(data.eval) if data.eval else RowSet()
 
 
+def build_rope(recipe: Recipe, checkpoint: CheckpointSettings) -> Rope:
+    """How places are told apart: as config.json says, or with the recipe's base and for its longest rows.
+
+    Raises:
+        UserError: rows may be longer than the model is made for.
+    """
+    tokens = recipe.data.max_tokens
+    own = Rope.of(checkpoint.config)
+    rope = own.widened(recipe.model.rope_theta, tokens)
+    if tokens > rope.positions:
+        raise UserError(
+            f"rows may have {tokens} tokens, and the model is made for {rope.positions} (RoPE base {shown(rope.theta)})",
+            where=f"{recipe.file}: data.max_tokens",
+            fix=f"set data.max_tokens={rope.positions}, or a model.rope_theta above {shown(own.theta)}; Aria's authors went "
+            "from 8,192 tokens to 65,536 by raising 100,000 to 5,000,000, and training on long rows",
+        )
+    return rope
+
+
 def build_viewing(recipe: Recipe, checkpoint: CheckpointSettings) -> Viewing:
-    """How rows are shown, from the recipe's `data` and the checkpoint's projector."""
+    """How rows are shown, from the recipe's `data` and the checkpoint's projector.
+
+    Raises:
+        UserError: they may be longer than the model is made for.
+    """
     data = recipe.data
+    build_rope(recipe, checkpoint)
     return Viewing(
         image_size=data.image_size,
         split_images=data.split_images,

@@ -14,7 +14,15 @@ from aria_finetune.libraries import names_local_model
 from aria_finetune.material import Material
 from aria_finetune.model.parts import Component
 from aria_finetune.recipe import Recipe
-from aria_finetune.run_folder import PICTURE_FILE, REJECTS_FILE, ROWS_FILE, SKIPPED_FILE, RunFolder
+from aria_finetune.run_folder import (
+    PICTURE_FILE,
+    REJECTS_FILE,
+    ROUTING_FILE,
+    ROUTING_PICTURE,
+    ROWS_FILE,
+    SKIPPED_FILE,
+    RunFolder,
+)
 
 
 def show_rows(material: Material, console: Console) -> None:
@@ -72,6 +80,8 @@ def show_result(run: RunFolder, seconds: float, console: Console) -> None:
         ("run.json", "recipe, versions, counts, memory, losses"),
         ("metrics.jsonl", "a line per logged step"),
         (PICTURE_FILE, "training and evaluation loss"),
+        (ROUTING_FILE, "where tokens were routed, by layer"),
+        (ROUTING_PICTURE, "load of the experts, and how routing went"),
         (REJECTS_FILE, "rows that were not used, and why"),
         (ROWS_FILE, "the rows it was trained on, by place and hash"),
         (SKIPPED_FILE, "rows whose media could not be read when it was their turn"),

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,28 @@ from aria_finetune.material import Material, build_collator, choose_device, load
 from aria_finetune.memory import MemoryMeter
 from aria_finetune.model.absent import Part
 from aria_finetune.model.loading import Watch
-from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora
+from aria_finetune.model.loftq import LOFTQ, start_from_error
+from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora, saved_names
+from aria_finetune.model.nf4_checkpoint import is_nf4
+from aria_finetune.model.noise import add_noise
 from aria_finetune.model.offloading import LayerInputs
 from aria_finetune.model.parts import Component
+from aria_finetune.model.routing_losses import LossWeights
+from aria_finetune.model.routing_watch import RoutingWatch
+from aria_finetune.model.targets import SEEING
 from aria_finetune.planning import choose_machine, outlook_of_run, refuse_unfit
 from aria_finetune.planning.page import show_expectation
 from aria_finetune.planning.setup import Rows
 from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
 from aria_finetune.resumption import Start, check_identity, find_start, identify
+from aria_finetune.routing_picture import draw_routing
 from aria_finetune.run_folder import (
     METRICS_FILE,
     PICTURE_FILE,
     REJECTS_FILE,
+    ROUTING_FILE,
+    ROUTING_PICTURE,
     ROWS_FILE,
     SKIPPED_FILE,
     RunFolder,
@@ -63,7 +73,16 @@ from aria_finetune.run_size import DISK_REMEDY, checkpoint_bytes
 from aria_finetune.sources import build_batches, build_viewing
 from aria_finetune.staging import staged_folder, sync, sync_tree
 from aria_finetune.summary import draw_losses, show_base, show_components, show_result, show_rows
-from aria_finetune.trainer import AriaTrainer, EarlyStopping, Keeping, NumberGuard, RowCounts, SkippedRows, Watching
+from aria_finetune.trainer import (
+    AriaTrainer,
+    EarlyStopping,
+    Feed,
+    Keeping,
+    NumberGuard,
+    RoutingAccount,
+    SkippedRows,
+    Watching,
+)
 
 INLINE_MEDIA = "media"
 """Folder of a run for pictures that its data hold inline (data URIs)."""
@@ -108,6 +127,10 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
     skips = start.checkpoint is not None and recipe.data.on_bad_media == "skip"
     begun = read_begun_rows(run.path / ROWS_FILE) if skips else None
     material = prepare(recipe, run.path / INLINE_MEDIA, begun=begun)
+    check_groups(recipe, material)
+    recipe.adapted_layers(_decoder_layers(material))
+    check_start(recipe, material)
+    check_seeing(recipe, material)
     show_base(recipe, material, console)
     show_rows(material, console)
     identity = identify(recipe, material)
@@ -149,6 +172,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
                 write_adapter(trainer, run)
                 metrics = run.entries(METRICS_FILE)
                 draw_losses(metrics, run.path / PICTURE_FILE)
+                draw_routing(run.entries(ROUTING_FILE), run.path / ROUTING_PICTURE)
                 result = describe_result(trainer, metrics, began)
                 done = trainer.state.global_step / max(expected["steps"], 1)
                 measured = {"peak_gib": memory.peak_gib(), "flops": expected["flops"] * done}
@@ -217,6 +241,10 @@ def dry_run(recipe: Recipe, console: Console, *, resume: bool = False) -> Batch:
     check_run(recipe, resume=resume and begun_run(recipe.output_dir))
     with tempfile.TemporaryDirectory() as store:
         material = prepare(recipe, Path(store), decode_media=True)
+        check_groups(recipe, material)
+        recipe.adapted_layers(_decoder_layers(material))
+        check_start(recipe, material)
+        check_seeing(recipe, material)
         show_rows(material, console)
         first = next(iter(build_batches(recipe, material.train_rows)))
         collator = build_collator(recipe, material, on_bad_media="fail", packed=recipe.data.packing)
@@ -262,11 +290,17 @@ def build_model(
         alpha=recipe.lora.alpha,
         dropout=recipe.lora.dropout,
         rslora=recipe.lora.rslora,
+        layers=recipe.adapted_layers(_decoder_layers(material)),
+        dora=recipe.lora.dora,
     )
     base_name = (
         keep_tiny_base(run, material) if recipe.model.path == "tiny" else str(Path(recipe.model.path).expanduser())
     )
     model = add_lora(loaded.model, plan, base_name=base_name, seed=recipe.train.seed, revision=recipe.model.revision)
+    if recipe.lora.init == LOFTQ:
+        start_from_error(model, material.checkpoint.read, saved_names)
+    if recipe.train.neftune_noise_alpha is not None:
+        add_noise(model, recipe.train.neftune_noise_alpha)
     if recipe.train.activation_offloading:
         LayerInputs(model)
     return model, loaded.components
@@ -310,20 +344,83 @@ def build_trainer(
         model,
         build_arguments(recipe, run),
         build_collator(recipe, material, packed=recipe.data.packing, features=features.stored if features else None),
-        rows=RowCounts(len(material.train_rows.plans), len(material.eval_rows.plans)),
-        batches=build_batches(recipe, material.train_rows),
+        feed=Feed(
+            len(material.train_rows.plans),
+            len(material.eval_rows.plans),
+            build_batches(recipe, material.train_rows),
+        ),
         processor=material.processor,
-        watching=Watching(guard, skipped, interruption or Interruption(), progress.say),
+        watching=Watching(
+            guard, skipped, interruption or Interruption(), progress.say, build_account(recipe, run, model)
+        ),
         keeping=Keeping(
             recipe.train.save_total_limit,
             identity or {},
-            checkpoint_bytes(_adapter_bytes(model), material.checkpoint.folder),
+            checkpoint_bytes(_adapter_bytes(model), material.checkpoint.folder, start=recipe.lora.init == LOFTQ),
             companions,
         ),
         callbacks=callbacks,
+        loraplus_lr_ratio=recipe.lora.loraplus_lr_ratio,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def build_account(recipe: Recipe, run: RunFolder, model: PeftModel) -> RoutingAccount | None:
+    """What adds the routers' losses, logs them, and keeps an account of their routing, if the recipe wants any of it."""
+    losses = LossWeights(recipe.balance_loss, recipe.z_loss, recipe.moe.balance_group)
+    if not recipe.watches_routing:
+        return None
+    append = partial(run.append, ROUTING_FILE) if recipe.moe.health else None
+    return RoutingAccount(RoutingWatch(model, losses), append, losses.group)
+
+
+def check_groups(recipe: Recipe, material: Material) -> None:
+    """Refuse groups that the experts of the base can't be split into.
+
+    Raises:
+        UserError: they can't.
+    """
+    experts = int(material.checkpoint.config["text_config"]["moe_num_experts"])
+    if recipe.watches_routing and experts % recipe.moe.balance_group:
+        raise UserError(
+            f"{experts} experts can't be split into groups of {recipe.moe.balance_group}",
+            where=f"{recipe.file}: moe.balance_group",
+            fix=f"choose a number that divides {experts}, such as {math.gcd(experts, 8)}",
+        )
+
+
+def check_start(recipe: Recipe, material: Material) -> None:
+    """Refuse a start of the adapters that needs weights the base doesn't have.
+
+    Raises:
+        UserError: the weights that were packed are needed, and the base has them packed.
+    """
+    if recipe.lora.init == LOFTQ and is_nf4(material.checkpoint):
+        raise UserError(
+            "lora.init: loftq starts from what packing lost, and this checkpoint has the packed weights alone",
+            where=str(material.checkpoint.folder),
+            fix="name the original weights as model.path, which are then packed as they are loaded, or leave lora.init out",
+        )
+
+
+def _decoder_layers(material: Material) -> int:
+    return int(material.checkpoint.config["text_config"]["num_hidden_layers"])
+
+
+def check_seeing(recipe: Recipe, material: Material) -> None:
+    """Refuse to train tower or projector where nothing is to be seen.
+
+    Raises:
+        UserError: no row has a picture, so that their adapters would never have a gradient.
+    """
+    seeing = [target for target in recipe.lora.targets if target in SEEING]
+    if seeing and not material.train_rows.has_pictures:
+        raise UserError(
+            f"lora.targets has {' and '.join(seeing)}, and no training row has a picture to learn from",
+            where=str(recipe.file),
+            fix="add data with images or videos, or leave them out",
+        )
 
 
 def _adapter_bytes(model: PeftModel) -> int:
@@ -350,6 +447,7 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
             "spike_factor",
             "save_total_limit",
             "activation_offloading",  # ours, see model/offloading.py
+            "neftune_noise_alpha",  # ours, see model/noise.py
         }
     )
     passed_on |= {"bf16": recipe.bf16, "eval_strategy": recipe.eval_strategy, "eval_steps": recipe.eval_steps}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from report import EVIDENCE_FILE, EXPERTS_TOLERANCE, GIB, difference, read_results
+from report import EVIDENCE_FILE, EXPERTS_TOLERANCE, GIB, difference, memory_ratio, read_results, shown_ratio
 from safetensors.torch import load_file
 
 from aria_finetune.provenance import versions
@@ -77,7 +77,7 @@ def table(summary: dict[str, Any]) -> str:
         by_repeat = ", ".join(f"{ratio:.3f}" for ratio in ratios["speedup_by_repeat"])
         lines.append(
             f"ours against {way}: {ratios['speedup']:.3f} times as fast (by repeat: {by_repeat}; in processor time "
-            f"{ratios['processor_speedup']:.3f}), memory ratio {ratios['memory_ratio']:.3f}"
+            f"{ratios['processor_speedup']:.3f}), memory ratio {shown_ratio(ratios['memory_ratio'])}"
         )
     for way, values in summary["relative_difference"].items():
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -105,7 +105,7 @@ def _ratios(
             for theirs, ours in zip(results[other], results["ours"], strict=True)
         ],
         "processor_speedup": a["processor_seconds"] / b["processor_seconds"],
-        "memory_ratio": b["peak_gib"] / a["peak_gib"],
+        "memory_ratio": memory_ratio(b["peak_gib"], a["peak_gib"]),
     }
 
 

@@ -5,7 +5,7 @@
 Nothing is read from a disk and nothing of 16 bit is made that a run would not hold. The steps are those of the project's own
 trainer: the vision tower without gradient, NF4 experts, gradient checkpointing, labels scored by slices of the lm_head,
 clipping, AdamW on fp32 adapters. Each row has `--tokens` text tokens, all of them in the loss but the first, and the images
-before them, 490 px and 128 tokens each. Memory on a CPU is what no file backs, on a GPU what is allocated; both above the
+before them, 490 px and 128 tokens each, as pixels or, with `--features`, as what the tower would make of them. Memory on a CPU is what no file backs, on a GPU what is allocated; both above the
 process with everything imported. Exit code 1 if a loss is not finite or, from the second step on, an adapter has no gradient: in the first one B is
 still zero, and so is the gradient of A.
 """
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from transformers import AriaConfig, PrinterCallback, TrainerCallback, TrainerSt
 
 from aria_finetune.data.dataset import EpochOrder  # noqa: E402
 from aria_finetune.data.packing import MicroBatches  # noqa: E402
+from aria_finetune.model.absent import leave_out  # noqa: E402
 from aria_finetune.model.components import components  # noqa: E402
 from aria_finetune.model.holding import Holding  # noqa: E402
 from aria_finetune.model.hub_layout import open_checkpoint  # noqa: E402
@@ -46,7 +48,7 @@ from aria_finetune.planner.resident import Holding as PlannedHolding  # noqa: E4
 from aria_finetune.planner.step import Batch, Execution, Setup  # noqa: E402
 from aria_finetune.recipe import load_recipe  # noqa: E402
 from aria_finetune.run_folder import RunFolder  # noqa: E402
-from aria_finetune.trainer import AriaTrainer, NumberGuard, RowCounts, SkippedRows, Watching  # noqa: E402
+from aria_finetune.trainer import AriaTrainer, Feed, NumberGuard, SkippedRows, Watching  # noqa: E402
 from aria_finetune.training import build_arguments  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -58,7 +60,7 @@ GIB = 2**30
 def main() -> int:
     """Build, train, print; 0 when the numbers are sound."""
     arguments = parse()
-    config = aria_config(arguments.scale, arguments.layers, images=True, whole_vocabulary=True)
+    config = aria_config(arguments.scale, arguments.layers, images=not arguments.features, whole_vocabulary=True)
     with meters.peak_memory(arguments.device) as building:
         began = time.monotonic()
         plan = LoraPlan(rank=arguments.rank, dropout=0.05)
@@ -66,6 +68,8 @@ def main() -> int:
             arguments.lm_head, arguments.embedding, arguments.experts_on, experts_at_a_time=arguments.experts_at_a_time
         )
         model = ours.build(config, arguments.device, arguments.seed, plan, holding)
+        if arguments.features:
+            leave_out(model.get_base_model(), "vision")
         offloaded = LayerInputs(model) if arguments.offload else None
         seconds = time.monotonic() - began
         held = building.now()
@@ -79,7 +83,8 @@ def main() -> int:
     watcher = Watcher()
     with tempfile.TemporaryDirectory() as folder, meters.peak_memory(arguments.device) as training:
         trainer = build_trainer(model, arguments, Path(folder), watcher)
-        trainer.train()
+        with meters.allocated_on_cpu() if arguments.allocations else nullcontext(meters.Peak()) as allocated:
+            trainer.train()
     peak = max(building.bytes, held + training.bytes)
     planned_bytes, planned_peak = plan_of(arguments, config)
     measured_bytes = {part.name: part.bytes for part in parts}
@@ -89,6 +94,7 @@ def main() -> int:
         "layers": arguments.layers,
         "tokens": tokens,
         "images": arguments.images,
+        "features": arguments.features,
         "lm_head": arguments.lm_head,
         "embedding": arguments.embedding,
         "experts_on": arguments.experts_on,
@@ -102,6 +108,7 @@ def main() -> int:
         "built_seconds": round(seconds, 1),
         "loaded_gib": round(held / GIB, 3),
         "peak_gib": round(peak / GIB, 3),
+        "allocated_gib": round(allocated.bytes / GIB, 5) if arguments.allocations else None,
         "seconds_per_step": round(sum(timed) / len(timed), 3),
         "tokens_per_second": round(tokens * len(timed) / sum(timed), 2),
         "losses": watcher.losses,
@@ -132,6 +139,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=28, help="decoder layers; Aria has 28")
     parser.add_argument("--tokens", type=int, default=32, help="text tokens of a row")
     parser.add_argument("--images", type=int, default=0, help="in each row, 490 px and 128 tokens each")
+    parser.add_argument(
+        "--features", action="store_true", help="those of the images are given, as data.cache_image_features does"
+    )
+    parser.add_argument("--allocations", action="store_true", help="record what torch's allocator gives out, on a CPU")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lm-head", choices=["dense", "nf4"], default="dense", help="model.lm_head of a recipe")
@@ -151,6 +162,8 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name} must be at least {least}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
+    if arguments.allocations and arguments.device != "cpu":
+        parser.error("--allocations needs --device cpu")
     if arguments.experts_at_a_time is not None and arguments.device == "cpu":
         parser.error("--experts-at-a-time needs --device cuda")
     if arguments.gpu_memory is not None:
@@ -166,6 +179,7 @@ def plan_of(arguments: argparse.Namespace, config: AriaConfig) -> tuple[dict[str
     setup = Setup(
         Architecture.from_config(config.to_dict()),
         PlannedHolding(
+            vision=not arguments.features,
             packed_head=arguments.lm_head == "nf4",
             embedding_on_host=arguments.embedding == "host",
             experts_on_host=arguments.experts_on == "host",
@@ -175,6 +189,7 @@ def plan_of(arguments: argparse.Namespace, config: AriaConfig) -> tuple[dict[str
             arguments.device,
             "lean" if arguments.device == "cpu" else "grouped",
             offloading=arguments.offload,
+            cached=arguments.features,
             experts_at_a_time=arguments.experts_at_a_time,
         ),
     )
@@ -238,8 +253,7 @@ def build_trainer(model: Any, arguments: argparse.Namespace, folder: Path, watch
         model,
         build_arguments(recipe, RunFolder(folder)),
         Rows(arguments),
-        rows=RowCounts(arguments.steps, 0),
-        batches=MicroBatches(EpochOrder([range(arguments.steps)], [1.0], arguments.seed), 1, 1),
+        feed=Feed(arguments.steps, 0, MicroBatches(EpochOrder([range(arguments.steps)], [1.0], arguments.seed), 1, 1)),
         processor=load_processor(open_checkpoint("tiny")),
         watching=Watching(NumberGuard(str), SkippedRows(lambda _: None, print)),
         callbacks=[watcher],
@@ -253,6 +267,9 @@ class Rows:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._text, self._images, self._seed = arguments.tokens, arguments.images, arguments.seed
+        self._hidden = 0
+        if arguments.features:
+            self._hidden = aria_config(arguments.scale, arguments.layers, images=False).text_config.hidden_size
         self._ids = min(TEXT_IDS, VOCABULARY[arguments.scale] - FIRST_TEXT_ID)
 
     def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
@@ -268,7 +285,11 @@ class Rows:
             "attention_mask": torch.ones(1, len(labels), dtype=torch.int64),
             "rows": torch.tensor([row]),
         }
-        if self._images:
+        if self._images and self._hidden:
+            shape = (self._images * IMAGE_TOKENS, self._hidden)
+            features = torch.randn(shape, generator=generator, dtype=torch.bfloat16)
+            batch |= {"features": features, "tile_order": torch.arange(self._images)}
+        elif self._images:
             shape = (self._images, 3, SIDE, SIDE)
             batch |= {
                 f"pixels_{SIDE}": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
@@ -282,6 +303,7 @@ def save(summary: dict[str, Any]) -> None:
     """Write the summary to the results folder, under a name that says what was measured."""
     name = f"full_size-{summary['device']}-{summary['layers']}l-{summary['tokens']}t-{summary['images']}i"
     ways = {
+        "features": summary["features"],
         "nf4-head": summary["lm_head"] == "nf4",
         "host-embedding": summary["embedding"] == "host",
         "host-experts": summary["experts_on"] == "host",

@@ -34,10 +34,11 @@ from random_aria import random_nf4
 from torch.nn import functional
 
 from aria_finetune.kernels import combine, gather, matmul, nf4, swiglu
+from aria_finetune.kernels import outer as outer_sums
 from aria_finetune.kernels.language import triton
 from aria_finetune.kernels.sorting import Sorting, sort_by_expert
 
-HIDDEN, WIDTH, EXPERTS, TOP_K = 2560, 1664, 64, 6
+HIDDEN, WIDTH, EXPERTS, TOP_K, RANK = 2560, 1664, 64, 6, 8
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227}
 """The compute capabilities of A100, RTX 3090, RTX 4090 and H100, and what a program may have there of shared memory (CUDA C++
 Programming Guide, technical specifications by compute capability)."""
@@ -112,6 +113,28 @@ def specimens(capability: int) -> Iterator[Specimen]:
             f"matmul fp32{' transposed' * transposed}", matmul.matmul_kernel, (FP32, FP32, INT32, FP32),
             constants, matmul.PRECISE.warps, matmul.PRECISE.stages,
         )  # fmt: skip
+    yield from adapter_specimens(capability)
+
+
+def adapter_specimens(capability: int) -> Iterator[Specimen]:
+    """What adapters of experts add: products with a rank on either side, and the gradients of factors."""
+    tilings = HOPPER_TILINGS if capability >= 90 else TILINGS
+    for label, tiling in tilings.items():
+        for name, sides, transposed in (
+            ("down to a rank", (HIDDEN, RANK), True),
+            ("up and added", (RANK, 2 * WIDTH), False),
+        ):
+            yield Specimen(
+                f"matmul {name}, {label}", matmul.matmul_kernel, (BF16, BF16, INT32, BF16),
+                matmul.constants(EXPERTS, *sides, transposed=transposed, add=not transposed, tiling=tiling),
+                tiling.warps, tiling.stages,
+            )  # fmt: skip
+    for rank in (RANK, 64):
+        for element, label in ((BF16, ""), (FP32, " fp32")):
+            yield Specimen(
+                f"outer{label}, rank {rank}", outer_sums.outer_kernel, (element, element, INT32, FP32),
+                outer_sums.constants(rank, HIDDEN), outer_sums.WARPS, outer_sums.STAGES,
+            )  # fmt: skip
 
 
 def compile_for(specimen: Specimen, capability: int) -> Compiled:

@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import meters
+import ours
+import stock
 import torch
+from report import memory_ratio
 from safetensors.torch import load_file, save_file
-from trl.kernels import ChunkedLogProbFunction
 
-from aria_finetune.model.head_loss import IGNORED, score_labels
+from aria_finetune.model.head_loss import IGNORED
 from aria_finetune.provenance import versions
 
 HERE = Path(__file__).parent
 WAYS = ("trl", "ours")
 HIDDEN, VOCABULARY = 2560, 100_352
-TRL_CHUNK = 32_768
-"""Entries of the vocabulary at a time, as TRL's trainer has it (trl/trainer/utils.py)."""
 AGREEMENT = 0.02
 """By how much gradients may differ: TRL rounds logits and their gradients to bf16."""
 MIB = 2**20
@@ -124,7 +124,7 @@ def compare(tokens: int, share: float, arguments: argparse.Namespace, folder: Pa
         "labels": runs["ours"][0]["labels"],
         **sides,
         "times_as_fast": sides["trl"][clock] / sides["ours"][clock],
-        "memory_ratio": sides["ours"]["peak_mib"] / sides["trl"]["peak_mib"],
+        "memory_ratio": memory_ratio(sides["ours"]["peak_mib"], sides["trl"]["peak_mib"]),
         "gradients_differ_by": float(difference),
     }
 
@@ -138,7 +138,7 @@ def measure(job: dict[str, Any], folder: Path) -> None:
     labels_BS = torch.randint(0, job["vocabulary"], (1, job["tokens"]), generator=generator)
     labelled = round(job["share"] * (job["tokens"] - 1))
     labels_BS[0, 1 + torch.randperm(job["tokens"] - 1, generator=generator)[labelled:]] = IGNORED
-    score = partial({"ours": ours, "trl": trl}[job["way"]], hidden_BSH, labels_BS.to(device), head_VH)
+    score = partial({"ours": ours, "trl": stock}[job["way"]].summed_loss, hidden_BSH, labels_BS.to(device), head_VH)
     losses: list[float] = []
 
     def step() -> None:
@@ -155,24 +155,6 @@ def measure(job: dict[str, Any], folder: Path) -> None:
     seconds, cpu_seconds = zip(*times, strict=True)
     found = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak.bytes, "loss": losses[0]}
     print(json.dumps({**found, "labels": labelled}))
-
-
-def ours(hidden_BSH: torch.Tensor, labels_BS: torch.Tensor, head_VH: torch.Tensor) -> torch.Tensor:
-    """The sum of losses."""
-    return -score_labels(hidden_BSH, labels_BS, head_VH).log_probs.sum()
-
-
-def trl(hidden_BSH: torch.Tensor, labels_BS: torch.Tensor, head_VH: torch.Tensor) -> torch.Tensor:
-    """The same, as TRL's fused head computes it (`add_fused_lm_head` in trl/trainer/utils.py)."""
-    hidden_BSH, labels_BS = hidden_BSH[:, :-1], labels_BS[:, 1:]
-    mask_BS = labels_BS != IGNORED
-    outputs = ("log_probs", "entropy", "is_top1")
-    if hidden_BSH.is_cuda:
-        rows_TH, labels_T = hidden_BSH[mask_BS], labels_BS[mask_BS]
-    else:
-        rows_TH, labels_T = hidden_BSH.reshape(-1, HIDDEN), labels_BS.clamp(min=0).reshape(-1)
-    log_probs_T, *_ = ChunkedLogProbFunction.apply(rows_TH, head_VH, None, labels_T, 1.0, TRL_CHUNK, None, 1.0, outputs)
-    return -(log_probs_T if hidden_BSH.is_cuda else log_probs_T * mask_BS.reshape(-1)).sum()
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -122,8 +122,8 @@ def prepare_training(model: PeftModel, seed: int) -> None:
     model.enable_input_require_grads()
 
 
-def make_step(path: ModuleType, model: PeftModel, job: Job) -> Callable[[Batch], None]:
-    """Forward and backward of one batch; gradients stay in the adapters.
+def make_step(path: ModuleType, model: PeftModel, job: Job) -> Callable[..., None]:
+    """Forward and backward of one batch, the forward within a context if one is given; gradients stay in the adapters.
 
     The loss is the hidden states' mean product with one fixed random vector: next to no work, and unlike a sum
     of squares not made constant by the last norm.
@@ -133,8 +133,8 @@ def make_step(path: ModuleType, model: PeftModel, job: Job) -> Callable[[Batch],
     probe_H1 = torch.randn(base.config.text_config.hidden_size, 1, generator=generator, device=job.device)
     probe_H1 = probe_H1.to(torch.bfloat16)
 
-    def step(batch: Batch) -> None:
-        with torch.autocast(job.device, torch.bfloat16):
+    def step(batch: Batch, around: AbstractContextManager[None] | None = None) -> None:
+        with around or nullcontext(), torch.autocast(job.device, torch.bfloat16):
             with phases.mark(phases.IMAGES):
                 images = path.image_inputs(base, batch)
             hidden_BTH = base.model(input_ids=batch.input_ids, use_cache=False, **images).last_hidden_state

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import BODY_TOLERANCE, EVIDENCE_FILE, GIB, difference, read_results
+from report import BODY_TOLERANCE, EVIDENCE_FILE, GIB, difference, memory_ratio, read_results
 from safetensors.torch import load_file
 from step import ALLOCATOR, run_in_turn, save
 
@@ -85,7 +85,7 @@ def summarise(runs: dict[str, list[Path]], allocator: dict[str, str]) -> dict[st
             a["seconds"] / b["seconds"] for a, b in zip(results["stock"], results["packed"], strict=True)
         ],
         "waste": {way: side["waste"] for way, side in sides.items()},
-        "memory_ratio": sides["packed"]["peak_gib"] / sides["stock"]["peak_gib"],
+        "memory_ratio": memory_ratio(sides["packed"]["peak_gib"], sides["stock"]["peak_gib"]),
         # One by one: `max` would pass over a NaN.
         "ways_agree": all(value <= BODY_TOLERANCE for value in apart.values()),
         "gradient_relative_difference": apart,

@@ -31,6 +31,8 @@ PARTS = {
 OWN = {"_SharedInputs": "shared experts", "_SharedOutputs": "shared experts"}
 """By the start of the name of a function of ours that a block runs beside its modules, and not in one."""
 IMAGES = "images"
+HEAD = "loss"
+OPTIMIZER = "optimizer"
 REST = "rest"
 DOINGS = {
     "dequantising": ("dequant", "nf4"),

@@ -48,7 +48,7 @@ def summarise(stock: Sequence[Path], ours: Sequence[Path], allocator: dict[str, 
         ],
         "speedup_in_processor_time": sides["stock"]["processor_seconds_per_step"]
         / sides["ours"]["processor_seconds_per_step"],
-        "memory_ratio": sides["ours"]["peak_gib"] / sides["stock"]["peak_gib"],
+        "memory_ratio": memory_ratio(sides["ours"]["peak_gib"], sides["stock"]["peak_gib"]),
         **same,
         **{
             key: first[key]
@@ -63,6 +63,16 @@ def summarise(stock: Sequence[Path], ours: Sequence[Path], allocator: dict[str, 
         "ours": sides["ours"],
         "versions": versions(),
     }
+
+
+def memory_ratio(ours: float, theirs: float) -> float | None:
+    """Our peak over theirs; None where sampling saw nothing of one, as of work done in a few milliseconds on a CPU."""
+    return ours / theirs if ours and theirs else None
+
+
+def shown_ratio(ratio: float | None, digits: int = 3) -> str:
+    """A ratio for people."""
+    return "not seen" if ratio is None else f"{ratio:.{digits}f}"
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -83,7 +93,7 @@ def table(summary: dict[str, Any]) -> str:
         f"{what}, {summary['images']} image(s) of {summary['tile']} px, {summary['device_name']}, {summary['threads']} CPU thread(s)",
         f"{'':28}{'stock':>18}{'ours':>18}",
         *(f"{name:28}{show(summary['stock']):>18}{show(summary['ours']):>18}" for name, show in rows),
-        f"speedup {summary['speedup']:.3f} (by repeat: {by_repeat}), memory ratio {summary['memory_ratio']:.3f}",
+        f"speedup {summary['speedup']:.3f} (by repeat: {by_repeat}), memory ratio {shown_ratio(summary['memory_ratio'])}",
         f"adapter gradients differ by {summary['gradient_relative_difference']:.4f} (relative)",
         f"the experts alone by {experts['output']:.4f}, their input gradient by {experts['input_gradient']:.4f}",
         f"routing is the same for {summary['routing_agreement']:.2%} of all choices",

@@ -16,9 +16,15 @@ from torch import nn
 from transformers import AriaConfig, AriaForConditionalGeneration, BitsAndBytesConfig
 from transformers.models.aria.modeling_aria import AriaExperts
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from trl.kernels import ChunkedLogProbFunction
 
-from aria_finetune.model.lora import ATTENTION, ROUTER, LoraPlan
+from aria_finetune.model.head_loss import IGNORED
+from aria_finetune.model.lora import LoraPlan
 from aria_finetune.model.nf4 import UNQUANTISED
+from aria_finetune.model.targets import linear_pattern, parameter_names
+
+TRL_CHUNK = 32_768
+"""Entries of the vocabulary at a time, as TRL's trainer has it (trl/trainer/utils.py)."""
 
 
 def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan) -> PeftModel:
@@ -43,8 +49,8 @@ def build(config: AriaConfig, device: str, seed: int, plan: LoraPlan) -> PeftMod
             r=plan.rank,
             lora_alpha=plan.alpha,
             lora_dropout=0.0,  # PEFT refuses any other beside a router adapter
-            target_modules=ATTENTION,
-            target_parameters=[ROUTER],
+            target_modules=linear_pattern(["attention"]),
+            target_parameters=parameter_names(["router"]),
             task_type="CAUSAL_LM",
         ),
     )
@@ -63,3 +69,16 @@ def image_inputs(model: AriaForConditionalGeneration, batch: Batch) -> dict[str,
     images, _, height, width = batch.normalised_pixels.shape
     mask = torch.ones(images, height, width, dtype=torch.bool, device=batch.normalised_pixels.device)
     return {"pixel_values": batch.normalised_pixels, "pixel_mask": mask}
+
+
+def summed_loss(hidden_BSH: torch.Tensor, labels_BS: torch.Tensor, head_VH: torch.Tensor) -> torch.Tensor:
+    """The sum of losses as TRL's fused head computes it (`add_fused_lm_head` in trl/trainer/utils.py)."""
+    hidden_BSH, labels_BS = hidden_BSH[:, :-1], labels_BS[:, 1:]
+    mask_BS = labels_BS != IGNORED
+    outputs = ("log_probs", "entropy", "is_top1")
+    if hidden_BSH.is_cuda:
+        rows_TH, labels_T = hidden_BSH[mask_BS], labels_BS[mask_BS]
+    else:
+        rows_TH, labels_T = hidden_BSH.reshape(-1, hidden_BSH.shape[-1]), labels_BS.clamp(min=0).reshape(-1)
+    log_probs_T, *_ = ChunkedLogProbFunction.apply(rows_TH, head_VH, None, labels_T, 1.0, TRL_CHUNK, None, 1.0, outputs)
+    return -(log_probs_T if hidden_BSH.is_cuda else log_probs_T * mask_BS.reshape(-1)).sum()

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from report import shown_ratio
+
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 BEGIN, END = "<!-- tables of results, made by tables.py -->", "<!-- end of tables -->"
@@ -113,7 +115,7 @@ STEP: Columns = {
         f"**{r['speedup']:.2f}** ({', '.join(f'{ratio:.2f}' for ratio in r['speedup_by_repeat'])})"
     ),
     "peak above the model, GiB": lambda r: _pair(r["stock"]["peak_gib"], r["ours"]["peak_gib"]),
-    "memory ratio": lambda r: f"**{r['memory_ratio']:.2f}**",
+    "memory ratio": lambda r: f"**{shown_ratio(r['memory_ratio'], 2)}**",
 }
 
 EXPERTS: Columns = {
@@ -130,7 +132,7 @@ EXPERTS: Columns = {
     "as eager": lambda r: f"{r['against']['eager']['speedup']:.2f}",
     "as ours on bf16": lambda r: f"{r['against']['dense']['speedup']:.2f}" if "dense" in r["against"] else "",
     "peak above the weights, GiB": lambda r: _pair(r["stock"]["peak_gib"], r["ours"]["peak_gib"], 3),
-    "memory ratio": lambda r: f"**{r['memory_ratio']:.2f}**",
+    "memory ratio": lambda r: f"**{shown_ratio(r['memory_ratio'], 2)}**",
 }
 
 PACKING: Columns = {
@@ -143,7 +145,7 @@ PACKING: Columns = {
     "packed over stock": lambda r: f"**{r['packed_over_stock']:.2f}**",
     "packed over padded": lambda r: f"{r['packed_over_padded']:.2f}",
     "waste, padded / packed": lambda r: f"{r['waste']['padded']:.1%} / **{r['waste']['packed']:.1%}**",
-    "memory ratio": lambda r: f"{r['memory_ratio']:.2f}",
+    "memory ratio": lambda r: shown_ratio(r["memory_ratio"], 2),
 }
 
 HEAD: Columns = {
@@ -153,7 +155,7 @@ HEAD: Columns = {
     "seconds (of the processor on a CPU), TRL / ours": lambda r: _pair(*(r[way][_clock(r)] for way in ("trl", "ours"))),
     "times as fast": lambda r: f"**{r['times_as_fast']:.2f}**",
     "peak, MiB": lambda r: _pair(r["trl"]["peak_mib"], r["ours"]["peak_mib"], 0),
-    "memory ratio": lambda r: f"**{r['memory_ratio']:.2f}**",
+    "memory ratio": lambda r: f"**{shown_ratio(r['memory_ratio'], 2)}**",
 }
 
 LOADER: Columns = {
@@ -166,6 +168,45 @@ LOADER: Columns = {
     "times as fast": lambda r: f"**{r['times_as_fast']:.2f}**",
     "times less processor time": lambda r: f"{r['times_less_cpu']:.2f}",
     "a batch, MB": lambda r: _pair(r["stock"]["megabytes_per_batch"], r["ours"]["megabytes_per_batch"], 1),
+}
+
+HEALTH: Columns = {
+    "device": _device,
+    "layers": lambda r: str(r["layers"]),
+    "tokens": lambda r: f"{r['tokens']:,}",
+    "seconds a step, without / with health": lambda r: _pair(r["without"]["seconds"], r["health"]["seconds"], 3),
+    "overhead": lambda r: f"**{r['overhead']:.2%}**",
+    "in processor time": lambda r: f"{r['processor_overhead']:.2%}",
+}
+
+LONG_ROWS: Columns = {
+    "device": _device,
+    "layers": lambda r: f"{r['layers']}, {r['scale']} size",
+    "tokens": lambda r: f"{r['tokens']:,}",
+    "peak, GiB": lambda r: f"{r['peak_gib']:.2f}" if "peak_gib" in r else f"{r['allocated_gib']:.3f} allocated",
+    "planned, GiB": lambda r: f"{r['planned_gib']:.2f}" if "planned_gib" in r else "",
+    "off a straight line": lambda r: f"at most {r['off_the_line']:.1%}" if "off_the_line" in r else "",
+}
+
+WHOLE_STEP: Columns = {
+    "device": _device,
+    "layers": lambda r: str(r["layers"]),
+    "tokens, with a label": lambda r: f"{r['tokens']:,}, {r['labels']:,}",
+    "images": lambda r: f"{r['images']} of {r['tile']} px" if r["images"] else "0",
+    "tokens/s": lambda r: ", ".join(f"{way} {side['tokens_per_second']:.0f}" for way, side in r["ways"].items()),
+    "ours times as fast as": lambda r: ", ".join(f"{way} **{of['speedup']:.2f}**" for way, of in r["against"].items()),
+    "peak with the model, GiB": lambda r: ", ".join(f"{way} {side['peak_gib']:.2f}" for way, side in r["ways"].items()),
+    "use of the device": lambda r: (
+        f"{r['ways']['ours']['use_of_device']:.1%}" if "use_of_device" in r["ways"]["ours"] else ""
+    ),
+}
+
+GOALS: Columns = {
+    "goal": lambda r: r["goal"],
+    "bound": lambda r: f"{'at most' if r['most'] else 'at least'} {r['bound']:g}{r['unit']}",
+    "figure": lambda r: "" if r["figure"] is None else f"{r['figure']:.3g}{r['unit']}",
+    "met": lambda r: r["met"],
+    "device": lambda r: r["device_name"] or "",
 }
 
 FULL_SIZE: Columns = {
@@ -184,6 +225,14 @@ def _cases(result: Result) -> Iterable[Result]:
     return ({**result, **case} for case in result["cases"])
 
 
+def _points(result: Result) -> Iterable[Result]:
+    return ({**result, **point} for point in result["points"])
+
+
+def _goals(result: Result) -> Iterable[Result]:
+    return ({**goal, "device_name": result["device_name"]} for goal in result["goals"])
+
+
 def _loadings(result: Result) -> Iterable[Result]:
     for source, found in result["sources"].items():
         for workers, sides in found["workers"].items():
@@ -192,10 +241,14 @@ def _loadings(result: Result) -> Iterable[Result]:
 
 KINDS = (
     Kind("step", "`step.py`: the decoder body, and the vision tower where there are images", STEP),
+    Kind("whole_step", "`whole_step.py`: from pixels to AdamW", WHOLE_STEP),
+    Kind("goals", "`goals.py`: what one H100 should reach", GOALS, _goals),
     Kind("experts", "`experts.py`: the routed experts of one layer alone", EXPERTS),
     Kind("packing", "`packing.py`: rows as people have them", PACKING),
     Kind("head", "`head.py`: the loss and its gradient", HEAD, _cases),
     Kind("loader", "`loader.py`: from files to a batch on the device", LOADER, _loadings),
+    Kind("health", "`health.py`: the account of routing, logged at every step", HEALTH),
+    Kind("long_rows", "`long_rows.py`: memory by the tokens of a row", LONG_ROWS, _points),
     Kind("full_size", "`full_size.py`: the project's own trainer, random NF4 weights", FULL_SIZE),
 )
 

@@ -57,5 +57,6 @@ REASONS: dict[str, str] = {
     "zero_frames": "the video stream has no frame",
     "too_long": "more tokens than data.max_tokens",
     "no_label": "no token of the row is in the loss",
+    "not_joined": "it can't be a part of a longer row (`lengthen`)",
 }
 """Reason codes of rejected records and what each means."""

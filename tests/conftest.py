@@ -81,13 +81,15 @@ def upcast(file: bytes) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def pretend_trained() -> Callable[..., PeftModel]:
-    """A function that fills the B matrices of an adapter, which start at zero, as training would."""
+    """A function that fills the B matrices of an adapter, which start at zero, and moves DoRA's magnitudes, as training would."""
 
     def fill(model: PeftModel, *, deviation: float = 0.01, seed: int = 3) -> PeftModel:
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=deviation, generator=generator)
+            if "lora_magnitude_vector" in name:
+                parameter.data *= 1 + 0.05 * torch.randn(parameter.shape, generator=generator)
         return model
 
     return fill

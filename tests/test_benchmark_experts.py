@@ -238,3 +238,16 @@ def test_a_file_says_what_was_measured(load: Load) -> None:
         "--plain",
     )
     assert name(*flags) == "experts-cpu-64t-zipf-128hidden-exponent1.5-eager-plain"
+
+
+def test_a_peak_too_short_to_be_seen_gives_no_ratio(load: Load, tmp_path: Path) -> None:
+    report = load("experts_report")
+    runs = {
+        "stock": [written(tmp_path / "stock", [1.0, 1.0], 1.0, 600, 10.0)],
+        "eager": [written(tmp_path / "eager", [1.0, 1.0], 1.0, 0, 10.0)],
+        "ours": [written(tmp_path / "ours", [1.0, 1.0], 1.0, 60, 10.0)],
+    }
+    summary = report.summarise(runs, {})
+    assert summary["against"]["stock"]["memory_ratio"] == pytest.approx(0.1)
+    assert summary["against"]["eager"]["memory_ratio"] is None
+    assert "memory ratio not seen" in report.table(summary)

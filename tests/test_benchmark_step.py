@@ -68,14 +68,15 @@ def test_the_last_line_is_the_result() -> None:
         assert len(side["seconds"]) == 2
         assert side["tokens_per_second"] == pytest.approx(64 / side["seconds_per_step"])
         assert side["processor_seconds_per_step"] > 0
-        assert side["peak_gib"] > 0
+        assert side["peak_gib"] >= 0, "may be too short to be seen"
         assert side["experts_implementation"] is not None
         # 64 tokens of 6 choices each are exactly 6 for each of 64 experts.
         assert side["expert_load"] == pytest.approx({"min": 1 / 64, "mean": 1 / 64, "max": 1 / 64})
     assert result["speedup"] == pytest.approx(
         result["ours"]["tokens_per_second"] / result["stock"]["tokens_per_second"]
     )
-    assert result["memory_ratio"] == pytest.approx(result["ours"]["peak_gib"] / result["stock"]["peak_gib"])
+    peaks = result["ours"]["peak_gib"], result["stock"]["peak_gib"]
+    assert result["memory_ratio"] == (pytest.approx(peaks[0] / peaks[1]) if all(peaks) else None)
     assert result["paths_agree"] is True
     assert 0 < result["gradient_relative_difference"] < 0.02
     assert result["routing_agreement"] == 1

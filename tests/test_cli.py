@@ -25,10 +25,13 @@ FLAGS = {
     "evaluate": {
         "recipe", "overrides", "--adapter", "--output", "--blank-images", "--max-new-tokens", "--batch-size"
     },
+    "experts": {"recipe", "overrides", "--adapter", "--output", "--rows", "--threshold"},
     "convert": {
         "source", "output", "--format", "--media-root", "--max-rejects", "--verify", "--max-pixels", "--with", "--media",
         "--pack", "--workers", "--engine", "--column", "--answers", "--take", "--eval", "--encoding", "--converter", "--to"
     },
+    "lengthen": {"recipe", "overrides", "--output"},
+    "needles": {"recipe", "overrides", "--output", "--length", "--depth", "--rows"},
     "formats": {"name"},
     "quantize": {"model", "output", "--revision", "--device"},
     "merge": {"adapter", "output", "--base", "--revision", "--check"},

@@ -16,7 +16,11 @@ import typer
 from aria_finetune.cli import app
 from aria_finetune.data_formats.errors import REASONS
 from aria_finetune.inspection import PAGE_ROWS, TERMINAL_ROWS
-from aria_finetune.recipe import Recipe
+from aria_finetune.planner.architecture import Architecture, VisionTower
+from aria_finetune.planner.cards import find_card
+from aria_finetune.planner.step import Batch
+from aria_finetune.planning.setup import setup_of
+from aria_finetune.recipe import Recipe, load_recipe
 from aria_finetune.recipe.schema import SourceSection
 
 ROOT = Path(__file__).parent.parent
@@ -86,8 +90,47 @@ def test_the_recipe_for_the_real_aria_runs_on_the_tiny_one(tmp_path: Path, shell
     assert (tmp_path / "runs/aria/adapter/adapter_model.safetensors").is_file()
 
 
+def test_the_recipe_for_long_rows_runs_on_the_tiny_aria(tmp_path: Path, shell: dict[str, str]) -> None:
+    """The commands in its head, on drawings whose rows are joined: 64 pictures are four rows of up to 2,500 tokens."""
+    data = tmp_path / "my-data"
+    data.mkdir()
+    shutil.copy(ROOT / "recipes/data/tiny/warmth-eval.jsonl", data / "train.jsonl")
+    shutil.copytree(ROOT / "recipes/data/tiny/shapes", data / "shapes")
+    run("aria-finetune recipes long", tmp_path, shell)
+    head = (tmp_path / "long.yaml").read_text().split("\n\n")[0]
+    commands: list[str] = re.findall(r"^#   (aria-finetune .+?)(?:  +#.*)?$", head, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["recipes", "lengthen", "plan", "train"]
+    small = "model.path=tiny data.max_tokens=2500"
+    run(commands[1].replace("long.yaml", f"long.yaml {small}"), tmp_path, shell)
+    assert json.loads((data / "long" / "report.json").read_text())["written"] == 4
+    assert "the run fits" in run(f"{commands[2]} {small}", tmp_path, shell)
+    run(f"{commands[3]} {small} --dry-run", tmp_path, shell)
+    run(f"{commands[3]} {small} train.max_steps=1 train.save_steps=1 train.eval_steps=1", tmp_path, shell)
+    described = json.loads((tmp_path / "runs/long/run.json").read_text())
+    assert described["rows"]["train"]["rows"] == 3
+    assert described["image_features"]
+    run(f"aria-finetune needles long.yaml {small} --length 1024 --depth 50 --rows 1", tmp_path, shell)
+    run(
+        f"aria-finetune evaluate long.yaml {small} data.eval=needles data.eval_fraction=null --max-new-tokens 1",
+        tmp_path,
+        shell,
+    )
+    assert (tmp_path / "evaluation/needles.png").is_file()
+
+
+def test_the_recipe_for_long_rows_fits_the_card_that_it_is_for() -> None:
+    """65,536 tokens, most of them of 490 pictures, on the real Aria: the plan of the recipe as it stands, below half of an H100."""
+    recipe = load_recipe(ROOT / "recipes/long.yaml", [])
+    assert recipe.data.max_tokens == 65_536
+    tower = VisionTower(27, 1152, 4304, 16, 14, 980)
+    real = Architecture(28, 2560, 20, 20, 128, 64, 6, 1664, 2, 100_352, tower)
+    setup = setup_of(recipe, real, "cuda", pictures=True)
+    peak = setup.peak(Batch(1, 65_536, 4096, {490: 490})).bytes
+    assert peak < 0.5 * find_card("h100").memory_gib * 2**30
+
+
 def test_every_shipped_recipe_is_tested_above() -> None:
-    assert {path.name for path in (ROOT / "recipes").glob("*.yaml")} == {"tiny.yaml", "aria.yaml"}
+    assert {path.name for path in (ROOT / "recipes").glob("*.yaml")} == {"tiny.yaml", "aria.yaml", "long.yaml"}
 
 
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:

@@ -46,7 +46,7 @@ BUILDERS = (
     "model",
     "adapter",
 )
-RUNS = (*BUILDERS, "recipe", "material", "run_folder", "progress", "summary")
+RUNS = (*BUILDERS, "recipe", "material", "run_folder", "progress", "routing_picture", "summary")
 
 LAYERS: dict[str, Layer] = {
     "package": Layer(("",), never=HEAVY),
@@ -64,6 +64,18 @@ LAYERS: dict[str, Layer] = {
         ("conversion",),
         knows=("data_formats", "media", "provenance", "staging", "redaction", "errors"),
         never=TRAINING_STACK,
+    ),
+    "lengthening": Layer(
+        ("lengthening",),
+        knows=("conversion", "data", "data_formats", "media", "model", "recipe", "sources", "errors"),
+        never=frozenset({"torch", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}),
+        never_at_import=frozenset({"torch"}),
+    ),
+    "needles": Layer(
+        ("needles",),
+        knows=("conversion", "data", "data_formats", "media", "model", "recipe", "sources", "errors"),
+        never=frozenset({"torch", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}),
+        never_at_import=frozenset({"torch", "matplotlib"}),
     ),
     "staging": Layer(("staging",), knows=("errors",), never=HEAVY),
     "interruption": Layer(("interruption",), never=HEAVY),
@@ -130,13 +142,16 @@ LAYERS: dict[str, Layer] = {
         never=frozenset({"peft", "trl", "bitsandbytes", "datasets", "accelerate"}),
         never_at_import=frozenset({"torch"}),
     ),
-    "sources": Layer(("sources",), knows=("data", "model", "recipe"), never=frozenset({"peft", "trl", "bitsandbytes"})),
+    "sources": Layer(
+        ("sources",), knows=("data", "model", "recipe", "errors"), never=frozenset({"peft", "trl", "bitsandbytes"})
+    ),
     "material": Layer(("material",), knows=(*BUILDERS, "recipe", "sources"), never=frozenset({"trl"})),
     "summary": Layer(
         ("summary",),
         knows=(*BUILDERS, "durations", "recipe", "material", "run_folder"),
         never=frozenset({"trl"}),
     ),
+    "routing_picture": Layer(("routing_picture",), never=HEAVY - {"matplotlib"}),
     "viewing": Layer(
         ("viewing",),
         knows=("conversion", "data", "data_formats", "redaction"),
@@ -145,11 +160,12 @@ LAYERS: dict[str, Layer] = {
     "inspection": Layer(("inspection",), knows=(*RUNS, "sources", "viewing"), never=frozenset({"trl"})),
     "help": Layer(("format_help", "shipped_recipes"), knows=("data_formats", "errors"), never=HEAVY),
     "doctor": Layer(("doctor",), knows=(*BUILDERS, "recipe")),
-    "evaluation": Layer(("evaluation", "generation"), knows=RUNS, never=frozenset({"trl"})),
+    "specialisation": Layer(("specialisation",), knows=(*RUNS, "sources"), never=frozenset({"trl"})),
+    "evaluation": Layer(("evaluation", "generation"), knows=(*RUNS, "needles", "sources"), never=frozenset({"trl"})),
     "advice": Layer(("advice",), knows=("memory", "recipe", "errors"), never=frozenset({"trl"})),
     "resumption": Layer(
         ("resumption",),
-        knows=("checkpoint", "data", "material", "provenance", "recipe", "redaction", "errors"),
+        knows=("checkpoint", "data", "material", "provenance", "recipe", "redaction", "sources", "errors"),
         never=frozenset({"trl"}),
     ),
     "trainer": Layer(
@@ -185,6 +201,9 @@ LAYERS: dict[str, Layer] = {
             "conversion_progress",
             "evaluation",
             "inspection",
+            "specialisation",
+            "lengthening",
+            "needles",
             "planning",
             "layer_progress",
             "quantization",

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AriaForConditionalGeneration
+from transformers import AriaConfig, AriaForConditionalGeneration
 
 from aria_finetune.adapter.files import open_adapter
 from aria_finetune.adapter.merge import open_base
 from aria_finetune.data.chat import ChatTokenizer, Picture, Text, Turn
 from aria_finetune.errors import UserError
-from aria_finetune.model.loading import load_processor, own_kernels
+from aria_finetune.model.dora import use_exact_norms
+from aria_finetune.model.loading import load_processor, own_kernels, set_rope
+from aria_finetune.model.rope import Rope, read_rope
 from aria_finetune.model.settings import vision_tokens
 from aria_finetune.model.vision import normalise
 
@@ -61,7 +63,10 @@ def measure_drift(adapter: Path, merged: Path, *, base: str | None = None, revis
     checkpoint = open_base(files, base, revision)
     inputs = _inputs(ChatTokenizer(load_processor(checkpoint).tokenizer), vision_tokens(checkpoint)[TILE])
     with torch.no_grad():
-        live = _logits(PeftModel.from_pretrained(_load(checkpoint.folder), str(files.folder)), inputs)
+        base_model = _load(checkpoint.folder, read_rope(files.folder))
+        adapted = PeftModel.from_pretrained(base_model, str(files.folder))
+        use_exact_norms(adapted, fresh=False)
+        live = _logits(adapted, inputs)
         alone = _logits(_load(merged), inputs)
     return compare(live, alone)
 
@@ -87,8 +92,13 @@ def _inputs(chat: ChatTokenizer, image_tokens: int) -> list[dict[str, torch.Tens
     return [{"input_ids": ids(Text(PROMPT))}, {"input_ids": ids(Picture(image_tokens), Text(PROMPT)), **picture}]
 
 
-def _load(folder: Path) -> AriaForConditionalGeneration:
-    model, report = AriaForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **own_kernels())
+def _load(folder: Path, rope: Rope | None = None) -> AriaForConditionalGeneration:
+    config = AriaConfig.from_pretrained(folder)
+    if rope is not None:
+        set_rope(config, rope)
+    model, report = AriaForConditionalGeneration.from_pretrained(
+        folder, config=config, output_loading_info=True, **own_kernels()
+    )
     if report["missing_keys"] or report["unexpected_keys"]:
         raise UserError("the checkpoint does not load completely", where=str(folder))
     return model.eval()

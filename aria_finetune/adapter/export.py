@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aria_finetune.adapter.files import open_adapter
 from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from aria_finetune.model.rope import ROPE_FILE
 from aria_finetune.redaction import redact_values
 from aria_finetune.staging import staged_folder
 
@@ -19,6 +20,7 @@ EXPORTED = (
     "chat_template.jinja",
     "preprocessor_config.json",
     "processor_config.json",
+    ROPE_FILE,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",

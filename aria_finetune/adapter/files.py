@@ -19,11 +19,14 @@ from safetensors import SafetensorError, safe_open
 from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from aria_finetune.errors import UserError
+from aria_finetune.model.hub_layout import disk_name, memory_name
+from aria_finetune.model.lora import MAGNITUDE
+from aria_finetune.model.targets import PLACES
 
 PEFT_PREFIX = "base_model.model."
-DECODER_IN_MEMORY, DECODER_ON_DISK = "model.language_model.", "language_model.model."
+EXPERT_PAIRS = PLACES["experts"].parameters
+"""The weights of routed experts by their names in memory, and what an adapter file calls their pairs."""
 UNSUPPORTED = {
-    "use_dora": "DoRA",
     "modules_to_save": "whole modules saved beside the adapter",
     "alpha_pattern": "an alpha that differs by layer",
     "rank_pattern": "a rank that differs by layer",
@@ -40,7 +43,7 @@ BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq")
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """A LoRA adapter. `pairs` maps a hub-layout weight to the name of its pair in the adapter file."""
+    """A LoRA or DoRA adapter. `pairs` maps a hub-layout weight to the name of its pair in the adapter file."""
 
     folder: Path
     config: dict[str, Any]
@@ -53,18 +56,71 @@ class AdapterFiles:
         return float(self.config["lora_alpha"] / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
 
     @property
+    def has_magnitudes(self) -> bool:
+        """Whether it is DoRA."""
+        return bool(self.config.get("use_dora"))
+
+    @property
     def base_name(self) -> str:
         """What the adapter says it was trained on."""
         return str(self.config.get("base_model_name_or_path") or "")
 
+    def shape(self, weight: str) -> tuple[int, ...]:
+        """That of the hub-layout weight that the adapter was made for: (out, in), or of routed experts (experts, in, out).
+
+        Raises:
+            UserError: the pairs of routed experts don't divide among experts by the adapter's rank.
+        """
+        with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
+            (ranks, into), (out, columns) = (
+                opened.get_slice(f"{self.pairs[weight]}.lora_{matrix}.weight").get_shape() for matrix in "AB"
+            )
+        if not is_of_experts(weight):
+            return out, into
+        if ranks % self.config["r"] or columns != ranks:
+            raise UserError(
+                f"{self.pairs[weight]} has {ranks} rows in A and {columns} columns in B, at a rank of {self.config['r']}",
+                where=str(self.folder),
+            )
+        return ranks // self.config["r"], into, out
+
     def delta(self, weight: str) -> torch.Tensor:
-        """The change (out, in), fp32, that the adapter makes to a hub-layout weight."""
+        """The change (out, in), fp32, that the adapter makes to a hub-layout weight of a linear layer or a router."""
+        (delta_OI,) = self.deltas(weight)
+        return delta_OI
+
+    def deltas(self, weight: str) -> Iterator[torch.Tensor]:
+        """That change; of a stack of routed experts the changes (in, out) of its experts, one after the other."""
         name = self.pairs[weight]
         with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
             a_RI = opened.get_tensor(f"{name}.lora_A.weight").float()
             b_OR = opened.get_tensor(f"{name}.lora_B.weight").float()
-        delta_OI: torch.Tensor = self.scaling * (b_OR @ a_RI)
-        return delta_OI
+        if not is_of_experts(weight):
+            yield self.scaling * (b_OR @ a_RI)
+            return
+        experts = self.shape(weight)[0]
+        # As PEFT lays them out: A by expert, B with the experts' columns alternating.
+        b_ORE = b_OR.view(len(b_OR), -1, experts)
+        for expert, a_of_one_RI in enumerate(a_RI.chunk(experts)):
+            yield self.scaling * (b_ORE[:, :, expert] @ a_of_one_RI).T
+
+    def rescaled(self, weight: str, changed_OI: torch.Tensor) -> torch.Tensor:
+        """A hub-layout weight with its change, its rows brought to the lengths that DoRA has learned for them (arXiv 2402.09353).
+
+        The rows' own lengths are those of what is given: of the base that is merged into, as they are for PEFT there.
+
+        Raises:
+            UserError: there is not one magnitude for each row.
+        """
+        if not self.has_magnitudes:
+            return changed_OI
+        with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
+            length_O = opened.get_tensor(f"{self.pairs[weight]}.{MAGNITUDE}").float()
+        if length_O.shape != changed_OI.shape[:1]:
+            raise UserError(f"the magnitudes of {weight} are not one for each of its rows", where=str(self.folder))
+        norm_O = changed_OI.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        rescaled_OI: torch.Tensor = changed_OI * (length_O / norm_O)[:, None]
+        return rescaled_OI
 
 
 def open_adapter(folder: Path) -> AdapterFiles:
@@ -83,20 +139,41 @@ def open_adapter(folder: Path) -> AdapterFiles:
             if not torch.isfinite(adapter.get_tensor(name)).all():
                 raise UserError(f"{name} is not finite", where=str(folder), fix="use an earlier checkpoint of the run")
     stems = {name.removesuffix(".lora_A.weight") for name in names if name.endswith(".lora_A.weight")}
-    odd = names - {f"{stem}.lora_{matrix}.weight" for stem in stems for matrix in "AB"}
-    lonely = {stem for stem in stems if f"{stem}.lora_B.weight" not in names}
-    if odd or lonely or not stems:
-        example = min(odd | lonely) if odd | lonely else "no tensor at all"
-        raise UserError(f"the adapter's tensors are not pairs of A and B: {example}", where=str(folder))
+    parts = ("lora_A.weight", "lora_B.weight", *([MAGNITUDE] if config.get("use_dora") else []))
+    odd = names ^ {f"{stem}.{part}" for stem in stems for part in parts}
+    if odd or not stems:
+        example = min(odd) if odd else "no tensor at all"
+        what = "pairs of A and B with a magnitude" if MAGNITUDE in parts else "pairs of A and B"
+        raise UserError(f"the adapter's tensors are not {what}: {example}", where=str(folder))
+    single = [stem for stem in sorted(stems) if _partner(stem) not in {None, *stems}]
+    if single:
+        raise UserError(
+            f"{single[0]} is of one of the two weights of routed experts, and does not say of which", where=str(folder)
+        )
     return AdapterFiles(folder, config, {hub_name(stem): stem for stem in sorted(stems)})
 
 
 def hub_name(stem: str) -> str:
-    """The hub-layout weight that a pair belongs to: PEFT's name without prefix, the decoder's name as on disk."""
+    """The hub-layout weight that a pair belongs to: PEFT's name without prefix, as on disk."""
     name = stem.removeprefix(PEFT_PREFIX)
-    if name.startswith(DECODER_IN_MEMORY):
-        name = DECODER_ON_DISK + name.removeprefix(DECODER_IN_MEMORY)
-    return f"{name}.weight"
+    for parameter, pair in EXPERT_PAIRS.items():
+        if name.endswith(f".{pair}"):
+            return disk_name(name.removesuffix(pair) + parameter)
+    return disk_name(f"{name}.weight")
+
+
+def is_of_experts(weight: str) -> bool:
+    """Whether a hub-layout weight is a stack of routed experts."""
+    return memory_name(weight).endswith(tuple(EXPERT_PAIRS))
+
+
+def _partner(stem: str) -> str | None:
+    """The other pair of the same routed experts, if this is one of routed experts."""
+    first, second = EXPERT_PAIRS.values()
+    for mine, other in ((first, second), (second, first)):
+        if stem.endswith(f".{mine}"):
+            return stem.removesuffix(mine) + other
+    return None
 
 
 def _config(folder: Path) -> dict[str, Any]:

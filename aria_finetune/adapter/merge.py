@@ -1,12 +1,13 @@
 """Fold an adapter into the weights of its base: fp32 arithmetic, the checkpoint's own dtype and layout.
 
-Shard by shard and tensor by tensor, with the memory of a few tensors. Knows checkpoints on disk; knows nothing
-of modules or of how the adapter was trained.
+Shard by shard, tensor by tensor and in a stack of experts one by one, with the memory of a few tensors. Knows checkpoints on
+disk; knows nothing of modules or of how the adapter was trained.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from aria_finetune.adapter.shards import copy_shard
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
 from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, source_of
+from aria_finetune.model.rope import Rope, read_rope
 from aria_finetune.redaction import redact
 from aria_finetune.staging import staged_folder
 
@@ -40,6 +42,9 @@ class MergedTensor:
 
 def merge(adapter: Path, output: Path, *, base: str | None = None, revision: str | None = None) -> list[MergedTensor]:
     """Write the base checkpoint with the adapter folded in: round(W32 + delta32) in the tensor's own dtype.
+
+    Of DoRA it is round(m (W32 + delta32) / |W32 + delta32|), row by row, with the norms of the base that is merged into.
+    Its config.json has the RoPE base that the adapter was trained with (`model.rope_theta`).
 
     Args:
         adapter: an adapter folder, or the folder of its run.
@@ -65,7 +70,7 @@ def _write(files: AdapterFiles, checkpoint: HubCheckpoint, folder: Path) -> list
     merged: list[MergedTensor] = []
 
     def changed(name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        return (lambda weight: _fold(name, weight, files.delta(name), merged)) if name in files.pairs else None
+        return (lambda weight: _fold(name, weight, files, merged)) if name in files.pairs else None
 
     for shard in checkpoint.shards:
         copy_shard(checkpoint.folder / shard, folder / shard, changed)
@@ -75,33 +80,39 @@ def _write(files: AdapterFiles, checkpoint: HubCheckpoint, folder: Path) -> list
     for path in sorted(checkpoint.folder.iterdir()):
         if path.is_file() and path.suffix in COPIED_SUFFIXES:
             shutil.copyfile(path, folder / path.name)
+    own, trained = Rope.of(checkpoint.config), read_rope(files.folder)
+    if trained is not None and trained != own:
+        config = json.dumps(trained.put_in(checkpoint.config), indent=2)
+        (folder / "config.json").write_text(config + "\n", encoding="utf-8")
     report = {
         "base": redact(str(checkpoint.folder)),
         "adapter": redact(str(files.folder)),
         "scaling": files.scaling,
+        "rope": asdict(trained or own),
         "tensors": [asdict(tensor) for tensor in merged],
     }
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return merged
 
 
-def _fold(name: str, weight: torch.Tensor, delta: torch.Tensor, merged: list[MergedTensor]) -> torch.Tensor:
-    if weight.shape != delta.shape:
+def _fold(name: str, weight: torch.Tensor, files: AdapterFiles, merged: list[MergedTensor]) -> torch.Tensor:
+    shape = files.shape(name)
+    if weight.shape != shape:
         raise UserError(
-            f"{name} is {tuple(weight.shape)} in the base and {tuple(delta.shape)} in the adapter",
+            f"{name} is {tuple(weight.shape)} in the base and {shape} in the adapter",
             fix="name the base that the adapter was trained on with --base",
         )
-    exact = weight.float() + delta
-    rounded = exact.to(weight.dtype)
-    merged.append(
-        MergedTensor(
-            name=name,
-            dtype=str(weight.dtype).removeprefix("torch."),
-            weight_norm=weight.float().norm().item(),
-            delta_norm=delta.norm().item(),
-            rounding_norm=(rounded.float() - exact).norm().item(),
-        )
-    )
+    rounded = torch.empty_like(weight)
+    norms = []
+    stacks = (weight, rounded) if weight.ndim > 2 else (weight[None], rounded[None])
+    for place, target, delta in zip(*stacks, files.deltas(name), strict=True):
+        exact = files.rescaled(name, place.float() + delta)
+        target.copy_(exact)
+        change = exact - place.float() if files.has_magnitudes else delta
+        norms.append([each.norm().item() for each in (place.float(), change, target.float() - exact)])
+    weight_norm, delta_norm, rounding_norm = (math.hypot(*parts) for parts in zip(*norms, strict=True))
+    dtype = str(weight.dtype).removeprefix("torch.")
+    merged.append(MergedTensor(name, dtype, weight_norm, delta_norm, rounding_norm))
     return rounded
 
 

@@ -1,4 +1,4 @@
-"""Write an adapter folder that plain PEFT and transformers load: adapter, tokenizer, processor.
+"""Write an adapter folder that plain PEFT and transformers load: adapter, tokenizer, processor, RoPE base.
 
 Knows the PEFT model and the processor, not how they were trained.
 """
@@ -6,31 +6,51 @@ Knows the PEFT model and the processor, not how they were trained.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AriaProcessor
 
 from aria_finetune.errors import UserError
-from aria_finetune.model.lora import saved_names
+from aria_finetune.model.loftq import LOFTQ, joined, joined_config, parted, set_start, start_of
+from aria_finetune.model.lora import START, saved_names
+from aria_finetune.model.rope import Rope, write_rope
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_adapter(model: PeftModel, folder: str | Path, processor: AriaProcessor) -> None:
-    """Save the adapter of `model` with tokenizer and processor, and check what was written.
+    """Save the adapter of `model` with tokenizer, processor and what places are told apart by, and check what was written.
 
     Raises:
         RuntimeError: a written tensor is absent, not finite, or not what the model holds.
     """
     # Embeddings are never trained here; without the flag PEFT asks the hub whether the vocabulary grew.
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    if start_of(model) is not None:
+        _write_change(model, Path(folder))
     processor.save_pretrained(str(folder))
+    write_rope(Path(folder), Rope.of(model.config.to_dict()))
     check_saved(model, Path(folder))
+
+
+def _write_change(model: PeftModel, folder: Path) -> None:
+    """Write what adapters have learned since a start that is none of the original weights' own."""
+    save_file(held(model), folder / ADAPTER_WEIGHTS, {"format": "pt", START: LOFTQ})
+    path = folder / ADAPTER_CONFIG
+    config = joined_config(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def held(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The tensors that an adapter file of `model` has."""
+    start, now = start_of(model), saved_names(model)
+    return dict(now) if start is None else joined(now, start)
 
 
 def check_saved(model: PeftModel, folder: Path) -> None:
@@ -40,14 +60,14 @@ def check_saved(model: PeftModel, folder: Path) -> None:
         RuntimeError: a tensor is absent, unexpected, not finite, or differs.
     """
     saved = load_file(folder / ADAPTER_WEIGHTS)
-    held = saved_names(model)
-    if set(saved) != set(held):
-        odd = sorted(set(saved) ^ set(held))
+    due = held(model)
+    if set(saved) != set(due):
+        odd = sorted(set(saved) ^ set(due))
         raise RuntimeError(f"the saved adapter's keys differ from the model's, such as {odd[0]}")
     for name, tensor in saved.items():
         if not torch.isfinite(tensor).all():
             raise RuntimeError(f"{name} is not finite")
-        if not torch.equal(tensor, held[name].detach().to(tensor).cpu()):
+        if not torch.equal(tensor, due[name].detach().to(tensor).cpu()):
             raise RuntimeError(f"{name} differs from what the model holds")
 
 
@@ -57,9 +77,11 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
     Raises:
         UserError: the file holds other tensors, or tensors of other shapes.
     """
-    saved = load_file(folder / ADAPTER_WEIGHTS)
-    held = saved_names(model)
-    odd = sorted(set(saved) ^ set(held)) or [name for name, tensor in saved.items() if tensor.shape != held[name].shape]
+    saved, now = load_file(folder / ADAPTER_WEIGHTS), saved_names(model)
+    start: Mapping[str, torch.Tensor] | None = None
+    if start_of(model) is not None:
+        saved, start = parted(saved)
+    odd = sorted(set(saved) ^ set(now)) or [name for name, tensor in saved.items() if tensor.shape != now[name].shape]
     if odd:
         raise UserError(
             f"the checkpoint's adapter does not fit the recipe's: {odd[0]}",
@@ -68,7 +90,9 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
         )
     with torch.no_grad():
         for name, tensor in saved.items():
-            held[name].copy_(tensor)
+            now[name].copy_(tensor)
+    if start is not None:
+        set_start(model, {name: tensor.contiguous() for name, tensor in start.items()})
 
 
 class TrainedCheck:
@@ -82,13 +106,13 @@ class TrainedCheck:
         self._start = {name: _digest(tensor) for name, tensor in start.items()}
 
     def check(self, now: Mapping[str, torch.Tensor]) -> None:
-        """Compare after at least one update.
+        """Compare after at least one update; what `now` leaves out is not looked at.
 
         Raises:
             UserError: neither matrix of a place has changed, so that the adapter does nothing there.
         """
-        changed = {_place(name) for name, digest in self._start.items() if _digest(now[name]) != digest}
-        still = sorted({_place(name) for name in self._start} - changed)
+        changed = {_place(name) for name, tensor in now.items() if _digest(tensor) != self._start[name]}
+        still = sorted({_place(name) for name in now} - changed)
         if still:
             raise UserError(
                 f"{len(still)} adapter(s) have not changed since the start, such as {still[0]}",

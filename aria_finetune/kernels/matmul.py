@@ -54,6 +54,7 @@ def grouped_matmul(
     *,
     transposed: bool = False,
     output_SO: torch.Tensor | None = None,
+    add: bool = False,
     way: Way | None = None,
     tiling: Tiling | None = None,
 ) -> torch.Tensor:
@@ -66,6 +67,7 @@ def grouped_matmul(
         end_E: int32 (experts,), the row behind the last of each expert; that of the last expert is the number of rows.
         transposed: whether weights are (out, in).
         output_SO: where the result goes, contiguous; new memory, if it is left out.
+        add: whether it is added to what is there, in fp32; never by torch's `grouped_mm`, which would take memory for it.
         way: how; the one for this dtype and device, if it is left out.
         tiling: for the way `triton`; one for so many rows on this device, if it is left out.
 
@@ -73,7 +75,9 @@ def grouped_matmul(
         (rows, out) in the same dtype, sums in fp32.
     """
     outer = weight_EIO.shape[1] if transposed else weight_EIO.shape[2]
-    way = way or chosen_way(rows_SI, weight_EIO)
+    way = way or chosen_way(rows_SI, weight_EIO, add=add)
+    if add and (output_SO is None or way == "grouped_mm"):
+        raise ValueError("there is nothing to add to" if output_SO is None else "grouped_mm adds nothing")
     if way == "grouped_mm" and len(rows_SI):
         weight = weight_EIO.transpose(1, 2) if transposed else weight_EIO
         product_SO = functional.grouped_mm(rows_SI, weight, offs=end_E)
@@ -82,19 +86,26 @@ def grouped_matmul(
         output_SO = rows_SI.new_empty(len(rows_SI), outer)
     if way == "triton" and len(rows_SI):
         chosen = tiling or chosen_tiling(rows_SI, len(weight_EIO))
-        _launch(rows_SI, weight_EIO, end_E, output_SO, transposed=transposed, tiling=chosen)
+        _launch(rows_SI, weight_EIO, end_E, output_SO, transposed=transposed, add=add, tiling=chosen)
     elif way == "loop":
         begin = 0
         for weight, end in zip(weight_EIO, end_E.tolist(), strict=True):
             if end > begin:
-                torch.mm(rows_SI[begin:end], weight.T if transposed else weight, out=output_SO[begin:end])
+                _multiply(rows_SI[begin:end], weight.T if transposed else weight, output_SO[begin:end], add=add)
             begin = end
     return output_SO
 
 
-def chosen_way(rows_SI: torch.Tensor, weight_EIO: torch.Tensor) -> Way:
+def _multiply(rows_NI: torch.Tensor, weight_IO: torch.Tensor, output_NO: torch.Tensor, *, add: bool) -> None:
+    if add:
+        output_NO.addmm_(rows_NI, weight_IO)
+    else:
+        torch.mm(rows_NI, weight_IO, out=output_NO)
+
+
+def chosen_way(rows_SI: torch.Tensor, weight_EIO: torch.Tensor, *, add: bool = False) -> Way:
     """The way for a product of this dtype on this device."""
-    if rows_SI.is_cuda and rows_SI.dtype == torch.bfloat16:
+    if rows_SI.is_cuda and rows_SI.dtype == torch.bfloat16 and not add:
         major, _ = torch.cuda.get_device_capability(rows_SI.device)
         strides = (weight_EIO.shape[1], weight_EIO.shape[2])
         aligned = all(stride * rows_SI.itemsize % GROUPED_MM_ALIGNMENT == 0 for stride in strides)
@@ -123,6 +134,7 @@ def _launch(
     output_SO: torch.Tensor,
     *,
     transposed: bool,
+    add: bool,
     tiling: Tiling,
 ) -> None:
     experts, inner, outer = len(weight_EIO), rows_SI.shape[1], output_SO.shape[1]
@@ -130,12 +142,14 @@ def _launch(
     tiles = triton.cdiv(len(rows_SI), tiling.rows) + min(experts, len(rows_SI))
     matmul_kernel[(tiles * triton.cdiv(outer, tiling.columns),)](
         rows_SI, weight_EIO, end_E, output_SO,
-        **constants(experts, inner, outer, transposed=transposed, tiling=tiling),
+        **constants(experts, inner, outer, transposed=transposed, add=add, tiling=tiling),
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
 
 
-def constants(experts: int, inner: int, outer: int, *, transposed: bool, tiling: Tiling) -> dict[str, Any]:
+def constants(
+    experts: int, inner: int, outer: int, *, transposed: bool, add: bool = False, tiling: Tiling
+) -> dict[str, Any]:
     """What the kernel is compiled for."""
     return {
         "EXPERTS": experts,
@@ -143,6 +157,7 @@ def constants(experts: int, inner: int, outer: int, *, transposed: bool, tiling:
         "INNER": inner,
         "OUTER": outer,
         "TRANSPOSED": transposed,
+        "ADD": add,
         "ROWS": tiling.rows,
         "COLUMNS": tiling.columns,
         "DEPTH": tiling.depth,
@@ -161,6 +176,7 @@ def matmul_kernel(
     INNER: tl.constexpr,
     OUTER: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    ADD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -218,4 +234,6 @@ def matmul_kernel(
         right += step
     places = row.to(tl.int64)[:, None] * OUTER + column[None, :]
     kept = (row < end)[:, None] & (column < OUTER)[None, :]
+    if ADD:
+        total += tl.load(output + places, mask=kept, other=0.0).to(tl.float32)
     tl.store(output + places, rounded(total, output.dtype.element_ty), mask=kept)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +117,21 @@ def document_text(source: Path | bytes, limits: DocumentLimits = DEFAULT_LIMITS)
     Raises:
         MediaError: as `probe_document`.
     """
+    return in_one(page_texts(source, limits))
+
+
+def page_texts(source: Path | bytes, limits: DocumentLimits = DEFAULT_LIMITS) -> list[str]:
+    """The text of each page, as `page_text` gives it.
+
+    Raises:
+        MediaError: as `probe_document`.
+    """
     with _opened(source, limits) as document:
-        texts = [_text(_page(document, number)) for number in range(1, len(document) + 1)]
+        return [_text(_page(document, number)) for number in range(1, len(document) + 1)]
+
+
+def in_one(texts: Iterable[str]) -> str:
+    """The text of a document from those of its pages: an empty line between pages that have any."""
     return "\n\n".join(text for text in texts if text.strip())
 
 

@@ -98,7 +98,18 @@ class Inspector(Isolated):
             MediaError: as `probe_document`, and as `image`.
             UserError: the process can't be started.
         """
-        return str(self._look("document_text", path, limits, decode=False).header["text"])
+        from aria_finetune.media.documents import in_one  # noqa: PLC0415 (as above)
+
+        return in_one(self.page_texts(path, limits))
+
+    def page_texts(self, path: Path, limits: DocumentLimits) -> list[str]:
+        """The text of each page of a PDF, as `page_texts` gives it.
+
+        Raises:
+            MediaError: as `probe_document`, and as `image`.
+            UserError: the process can't be started.
+        """
+        return list(map(str, self._look("page_texts", path, limits, decode=False).header["texts"]))
 
     def _look(
         self, kind: str, content: Path | bytes, limits: ImageLimits | VideoLimits | DocumentLimits, **wishes: Any

@@ -30,7 +30,7 @@ def answer(request: Mapping[str, Any], content: bytes | None) -> Answer:
 
     A request has `kind`, `decode`, `limits` (the fields of the limits of that kind) and `path`, absolute, where the
     medium did not come as bytes; for a document also `page`. The answer has the fields of `ImageInfo`, of
-    `DocumentInfo`, or of `VideoInfo` with the times as an array; of the kind `document_text` it has `text`.
+    `DocumentInfo`, or of `VideoInfo` with the times as an array; of the kind `page_texts` it has `texts`.
 
     Raises:
         MediaError: as `probe_image` and its like, with `decode` as `open_image` and its like.
@@ -39,8 +39,8 @@ def answer(request: Mapping[str, Any], content: bytes | None) -> Answer:
     limits, decode = request["limits"], request["decode"]
     if request["kind"] == "image":
         return _image(source, ImageLimits(**limits), decode=decode)
-    if request["kind"] == "document_text":
-        return _document_text(source, limits)
+    if request["kind"] == "page_texts":
+        return _page_texts(source, limits)
     if request["kind"] == "document":
         return _document(source, limits, request["page"], decode=decode)
     return _video(Path(request["path"]), VideoLimits(**limits), decode=decode)
@@ -76,10 +76,10 @@ def _document(source: Path | bytes, limits: Mapping[str, Any], page: int | None,
     return {"pages": document.pages, "sizes": document.sizes}, ()
 
 
-def _document_text(source: Path | bytes, limits: Mapping[str, Any]) -> Answer:
-    from aria_finetune.media.documents import DocumentLimits, document_text  # noqa: PLC0415
+def _page_texts(source: Path | bytes, limits: Mapping[str, Any]) -> Answer:
+    from aria_finetune.media.documents import DocumentLimits, page_texts  # noqa: PLC0415
 
-    return {"text": document_text(source, DocumentLimits(**limits))}, ()
+    return {"texts": page_texts(source, DocumentLimits(**limits))}, ()
 
 
 def _described(info: ImageInfo | VideoInfo) -> dict[str, Any]:

@@ -116,9 +116,17 @@ def documents_mask(
         kwargs: what else `sdpa_mask` takes.
 
     Returns:
-        None where rows are whole documents; where positions begin anew, borders of documents, int32 (documents + 1,), in the
-        rows one after the other; with padding or a cache what `sdpa` gets, (batch, 1, tokens, keys) or None.
+        None where rows are whole documents, or such with padding behind them, which no token before it sees; where positions
+        begin anew, borders of documents, int32 (documents + 1,), in the rows one after the other; with padding before them or a
+        cache what `sdpa` gets, (batch, 1, tokens, keys) or None.
     """
+    if (
+        mask_function is causal_mask_function
+        and not use_vmap
+        and q_length == kv_length
+        and _ends_in_padding(attention_mask)
+    ):
+        return None
     if mask_function is not causal_mask_function and attention_mask is None and not use_vmap:
         return borders_of_mask(mask_function, batch_size, q_length, device)
     mask: torch.Tensor | None = sdpa_mask(
@@ -132,6 +140,13 @@ def documents_mask(
         **kwargs,
     )
     return mask
+
+
+def _ends_in_padding(attention_mask_BS: torch.Tensor | None) -> bool:
+    """Whether what a mask leaves out stands behind all else in its row; a GPU is waited for."""
+    if attention_mask_BS is None or attention_mask_BS.ndim != 2:
+        return False
+    return not bool((attention_mask_BS[:, 1:] > attention_mask_BS[:, :-1]).any())
 
 
 def _borders_of(

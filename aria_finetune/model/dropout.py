@@ -8,7 +8,7 @@ checkpointing's second forward draws the same again. Knows nothing of epochs' or
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -28,7 +28,7 @@ class Segment:
 
 
 class RowRandomness:
-    """Where the samples of the current micro-batch lie; shared by every `RowDropout` of a model.
+    """Where the samples of the current micro-batch lie; shared by every module of a model that draws for them.
 
     It stays from one `set` to the next, because the backward pass of a checkpointed model reads it again: set it
     before a forward pass, and not again before the backward pass of that one is over.
@@ -72,15 +72,25 @@ class RowRandomness:
         Raises:
             RuntimeError: the input is not the batch that was described.
         """
-        if tuple(shape_BSH[:-1]) != self._shape:
-            raise RuntimeError(f"the rows of a batch of {self._shape} are known, the input is {tuple(shape_BSH)}")
         dropped_BSH = torch.zeros(shape_BSH, dtype=torch.bool, device=device)
-        generator = torch.Generator(device)
-        for segment in self._segments:
-            generator.manual_seed(mixed(segment.seed, module))
+        for segment, generator in self.generators(shape_BSH, module, device):
             place = dropped_BSH[segment.batch, segment.start : segment.start + segment.length]
             place.bernoulli_(probability, generator=generator)
         return dropped_BSH
+
+    def generators(
+        self, shape_BSH: torch.Size, module: int, device: torch.device
+    ) -> Iterator[tuple[Segment, torch.Generator]]:
+        """Every sample's place in an input (batch, tokens, hidden), with a generator that is the sample's and the module's.
+
+        Raises:
+            RuntimeError: the input is not the batch that was described.
+        """
+        if tuple(shape_BSH[:-1]) != self._shape:
+            raise RuntimeError(f"the rows of a batch of {self._shape} are known, the input is {tuple(shape_BSH)}")
+        generator = torch.Generator(device)
+        for segment in self._segments:
+            yield segment, generator.manual_seed(mixed(segment.seed, module))
 
 
 class RowDropout(nn.Module):
@@ -115,7 +125,7 @@ class RowDropout(nn.Module):
 
 
 def assign_rows(model: nn.Module, seeds: Sequence[int], attention_mask: torch.Tensor) -> None:
-    """Give the rows of the coming forward pass their seeds; nothing to do in a model without dropout.
+    """Give the rows of the coming forward pass their seeds; nothing to do in a model that draws nothing.
 
     Args:
         model: anything whose modules share one `RowRandomness`.
@@ -155,8 +165,9 @@ def _assign(
 
 
 def row_randomness(model: nn.Module) -> RowRandomness | None:
-    """What the dropouts of `model` share, or None when it has none."""
-    return next((module.rows for module in model.modules() if isinstance(module, RowDropout)), None)
+    """What the modules of `model` share that draw for rows, or None when there are none."""
+    shared = (getattr(module, "rows", None) for module in model.modules())
+    return next((rows for rows in shared if isinstance(rows, RowRandomness)), None)
 
 
 def row_seed(seed: int, epoch: int, row: int) -> int:

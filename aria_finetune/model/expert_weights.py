@@ -125,7 +125,7 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def multiply(rows_NI: torch.Tensor, weight: Weight) -> torch.Tensor:
     """`rows_NI` times the weight of an expert, (N, out), in the dtype of the rows."""
     (inner, _), dtype, step = weight.shape, rows_NI.dtype, _piece_rows(weight, rows_NI)
-    product_NO = _product(rows_NI[:, :step], weight.read(0, min(step, inner), dtype))
+    product_NO = product(rows_NI[:, :step], weight.read(0, min(step, inner), dtype))
     for start in range(step, inner, step):
         stop = min(start + step, inner)
         product_NO.addmm_(rows_NI[:, start:stop], weight.read(start, stop, dtype))
@@ -136,7 +136,7 @@ def multiply_transposed(rows_NO: torch.Tensor, weight: Weight) -> torch.Tensor:
     """`rows_NO` times the transposed weight of an expert, (N, in), in the dtype of the rows."""
     (inner, _), dtype, step = weight.shape, rows_NO.dtype, _piece_rows(weight, rows_NO)
     if step >= inner:
-        return _product(rows_NO, weight.read(0, inner, dtype).T)
+        return product(rows_NO, weight.read(0, inner, dtype).T)
     few = len(rows_NO) < FEW_ROWS
     rows_ON = rows_NO.T if few else rows_NO.T.contiguous()
     product_IN = rows_NO.new_empty(len(rows_NO), inner).T if few else rows_NO.new_empty(inner, len(rows_NO))
@@ -152,7 +152,7 @@ def rounded_up(count: int) -> int:
     return -(-count // unit) * unit
 
 
-def _product(rows_NI: torch.Tensor, weight_IO: torch.Tensor) -> torch.Tensor:
+def product(rows_NI: torch.Tensor, weight_IO: torch.Tensor) -> torch.Tensor:
     """`rows_NI @ weight_IO`, without a kernel of its own for each of the many N that routing makes.
 
     On a CPU, oneDNN writes machine code for every shape of a 16-bit product, about half a megabyte each, keeps a thousand

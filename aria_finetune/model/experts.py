@@ -4,29 +4,22 @@ transformers dequantises all experts of a layer before it uses any (1.5 GiB in b
 the intermediate tensors of all of them. Here only an expert that a token was sent to is dequantised, and only tokens and
 routing are kept for the backward, which computes the first projection again while it has the tokens of an expert in its
 hands. The router's gradient is the scalar product of an expert's hidden state with `gradient @ down_proj.T`, so the second
-projection is never computed again. Knows nothing of how tokens were routed.
+projection is never computed again. Adapters of experts take part as pairs of low rank. Knows nothing of how tokens were routed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.aria.modeling_aria import AriaExperts
 
-from aria_finetune.model.expert_weights import (
-    DenseExperts,
-    Experts,
-    PackedExperts,
-    arithmetic,
-    multiply,
-    multiply_transposed,
-)
+from aria_finetune.model.expert_factors import AdaptedWeight, Adapters, Factors, tensors_of
+from aria_finetune.model.expert_graph import Computation
+from aria_finetune.model.expert_weights import DenseExperts, Experts, PackedExperts, arithmetic
 from aria_finetune.model.nf4 import EXPERT_TENSORS, HOST, expert_state
 
 LEAN = "lean"
@@ -55,87 +48,65 @@ def shares(index_TK: torch.Tensor, experts: int) -> Iterator[Share]:
         start += count
 
 
-class _Inputs(torch.autograd.Function):
-    """Keeps what the gradients are computed from, and computes them.
-
-    Its output are the tokens, which `_Outputs` alone reads; the gradient that comes back is that of the experts' output.
-    Where a layer is checkpointed, torch ends its second forward with the last tensor that is kept again: if nothing after
-    the experts keeps one, they are not computed a second time.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        tokens_TH: torch.Tensor,
-        weights_TK: torch.Tensor,
-        index_TK: torch.Tensor,
-        module: AriaExperts,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(tokens_TH, weights_TK, index_TK)
-        ctx.module = module
-        return tokens_TH.view_as(tokens_TH)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_TH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tokens_TH, weights_TK, index_TK = ctx.saved_tensors
-        return *_gradients(ctx.module, tokens_TH, weights_TK, index_TK, gradient_TH), None, None
-
-
-class _Outputs(torch.autograd.Function):
-    """Computes the experts, and keeps nothing."""
-
-    @staticmethod
-    def forward(
-        _: Any,
-        tokens_TH: torch.Tensor,
-        weights_TK: torch.Tensor,
-        index_TK: torch.Tensor,
-        module: AriaExperts,
-    ) -> torch.Tensor:
-        return _output(module, tokens_TH, weights_TK, index_TK)
-
-    @staticmethod
-    def backward(_: Any, gradient_TH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return gradient_TH, None, None, None
-
-
 def _output(
-    module: AriaExperts, tokens_TH: torch.Tensor, weights_TK: torch.Tensor, index_TK: torch.Tensor
+    module: AriaExperts,
+    adapters: Adapters | None,
+    tokens_TH: torch.Tensor,
+    weights_TK: torch.Tensor,
+    index_TK: torch.Tensor,
 ) -> torch.Tensor:
-    gate_up, down = _projections(module)
+    gate_up, down = _projections(module, adapters)
     dtype = arithmetic(tokens_TH.dtype, tokens_TH.device)
     weights_S = weights_TK.reshape(-1)
     output_TH = torch.zeros(tokens_TH.shape, dtype=torch.float32, device=tokens_TH.device)
     for share in shares(index_TK, module.num_experts):
-        gate_up_NI = multiply(tokens_TH[share.rows].to(dtype), gate_up[share.expert])
-        gate_NI, up_NI = gate_up_NI.chunk(2, dim=-1)
-        expert_NH = multiply(functional.silu(gate_NI).mul_(up_NI), down[share.expert]).float()
+        gate_up_NI = gate_up.of(share.expert, dtype).times(tokens_TH[share.rows].to(dtype))
+        expert_NH = down.of(share.expert, dtype).times(_swiglu(gate_up_NI)).float()
         output_TH.index_add_(0, share.rows, expert_NH.mul_(weights_S[share.slots, None]))
     return output_TH.to(tokens_TH.dtype)
 
 
 def _gradients(
     module: AriaExperts,
+    adapters: Adapters | None,
     tokens_TH: torch.Tensor,
     weights_TK: torch.Tensor,
     index_TK: torch.Tensor,
     gradient_TH: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    gate_up, down = _projections(module)
+) -> tuple[torch.Tensor, ...]:
+    """Of tokens and routing weights, and of all factors if there are adapters."""
+    gate_up, down = _projections(module, adapters)
+    found = None if adapters is None else (adapters[0].zeros(), adapters[1].zeros())
     dtype = arithmetic(tokens_TH.dtype, tokens_TH.device)
     weights_S = weights_TK.reshape(-1)
     tokens_gradient_TH = torch.zeros(tokens_TH.shape, dtype=torch.float32, device=tokens_TH.device)
     weights_gradient_S = torch.zeros(weights_S.shape, dtype=torch.float32, device=tokens_TH.device)
     for share in shares(index_TK, module.num_experts):
-        gradient_NI = multiply_transposed(gradient_TH[share.rows].to(dtype), down[share.expert]).float()
-        gate_up_expert = gate_up[share.expert]
-        gate_up_NI = multiply(tokens_TH[share.rows].to(dtype), gate_up_expert).float()
+        gate_up_expert, down_expert = gate_up.of(share.expert, dtype), down.of(share.expert, dtype)
+        weight_N = weights_S[share.slots]
+        gradient_NH = gradient_TH[share.rows].to(dtype)
+        gradient_NI = down_expert.times_transposed(gradient_NH).float()
+        rows_NH = tokens_TH[share.rows].to(dtype)
+        gate_up_NI = gate_up_expert.times(rows_NH).float()
+        if found and down_expert.pair:
+            hidden_NI = _swiglu(gate_up_NI).to(dtype)
+            down_expert.pair.add_gradients(found[1], share.expert, hidden_NI, gradient_NH, weight_N)
+            del hidden_NI
+        del gradient_NH
         weights_gradient_S[share.slots] = _swiglu_backward(gate_up_NI, gradient_NI)
-        expert_gradient_NH = multiply_transposed(gate_up_NI.to(dtype), gate_up_expert).float()
-        tokens_gradient_TH.index_add_(0, share.rows, expert_gradient_NH.mul_(weights_S[share.slots, None]))
+        change_NI = gate_up_NI.to(dtype)
+        if found and gate_up_expert.pair:
+            gate_up_expert.pair.add_gradients(found[0], share.expert, rows_NH, change_NI, weight_N)
+        del rows_NH
+        expert_gradient_NH = gate_up_expert.times_transposed(change_NI).float()
+        tokens_gradient_TH.index_add_(0, share.rows, expert_gradient_NH.mul_(weight_N[:, None]))
     weights_gradient_TK = weights_gradient_S.view(weights_TK.shape).to(weights_TK.dtype)
-    return tokens_gradient_TH.to(tokens_TH.dtype), weights_gradient_TK
+    return tokens_gradient_TH.to(tokens_TH.dtype), weights_gradient_TK, *tensors_of(found)
+
+
+def _swiglu(gate_up_NI: torch.Tensor) -> torch.Tensor:
+    gate_NI, up_NI = gate_up_NI.chunk(2, dim=-1)
+    return functional.silu(gate_NI).mul_(up_NI)
 
 
 def _swiglu_backward(gate_up_NI: torch.Tensor, gradient_NI: torch.Tensor) -> torch.Tensor:
@@ -153,7 +124,11 @@ def _swiglu_backward(gate_up_NI: torch.Tensor, gradient_NI: torch.Tensor) -> tor
 
 
 def lean_experts(
-    self: AriaExperts, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    self: AriaExperts,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    **factors: Factors,
 ) -> torch.Tensor:
     """Aria's `AriaExperts.forward` for frozen experts, dense or NF4.
 
@@ -163,6 +138,7 @@ def lean_experts(
             are fp32.
         top_k_index: (tokens, top_k), int64.
         top_k_weights: (tokens, top_k).
+        factors: of the adapters of `gate_up_proj` and `down_proj`, if there are any.
 
     Returns:
         (tokens, hidden) in the dtype of `hidden_states`.
@@ -170,15 +146,31 @@ def lean_experts(
     Raises:
         RuntimeError: an expert is to be trained.
     """
-    with torch.autocast(device_type=hidden_states.device.type, enabled=False):
-        keep: Any = _Inputs.apply
-        compute: Any = _Outputs.apply
-        kept_TH = keep(hidden_states, top_k_weights, top_k_index, self)
-        output: torch.Tensor = compute(kept_TH, top_k_weights.detach(), top_k_index, self)
-    return output
+    return _COMPUTATION(self, hidden_states, top_k_weights, top_k_index, factors)
 
 
-def _projections(experts: AriaExperts) -> tuple[Experts, Experts]:
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """The weights (experts, in, out) of one projection, and their adapters if they have any."""
+
+    experts: Experts
+    factors: Factors | None
+
+    def of(self, expert: int, dtype: torch.dtype) -> AdaptedWeight:
+        """That of an expert, to be multiplied by in a dtype."""
+        pair = None if self.factors is None else self.factors.of(expert, dtype)
+        return AdaptedWeight(self.experts[expert], pair)
+
+
+def _projections(experts: AriaExperts, adapters: Adapters | None) -> tuple[Projection, Projection]:
+    gate_up, down = _stacks(experts)
+    return (
+        Projection(gate_up, None if adapters is None else adapters[0]),
+        Projection(down, None if adapters is None else adapters[1]),
+    )
+
+
+def _stacks(experts: AriaExperts) -> tuple[Experts, Experts]:
     host = experts.__dict__.get(HOST)
     if host is not None:
         stacks = host.fetch()
@@ -197,4 +189,5 @@ def _projection(experts: AriaExperts, name: str) -> Experts:
     return DenseExperts(weight)
 
 
+_COMPUTATION = Computation(_output, _gradients)
 ALL_EXPERTS_FUNCTIONS.register(LEAN, lean_experts)

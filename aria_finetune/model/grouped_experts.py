@@ -4,7 +4,8 @@ Tokens are sorted by expert. Experts in NF4 become dense in a workspace that all
 for the other, and only those that a token was sent to. For the backward nothing is kept but tokens and routing: it computes the
 first projection again while its weights are dense, which they are twice in a step, however much is checkpointed. The gradient of
 the routing weights is <h, gradient @ down_proj.T>, so the second projection is never computed again. Where memory is short,
-some experts go at a time, and the host waits once for the GPU to learn which. Knows nothing of how tokens were routed.
+some experts go at a time, and the host waits once for the GPU to learn which. Adapters of experts take part as pairs of low rank.
+Knows nothing of how tokens were routed.
 On a CPU the kernels' ways in torch run, and `lean` is faster.
 """
 
@@ -12,12 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState
 from torch import nn
-from torch.autograd.function import once_differentiable
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.aria.modeling_aria import AriaExperts
 
@@ -27,6 +26,9 @@ from aria_finetune.kernels.matmul import grouped_matmul
 from aria_finetune.kernels.nf4 import PackedStack, unpack_experts
 from aria_finetune.kernels.sorting import Sorting, sort_by_expert
 from aria_finetune.kernels.swiglu import swiglu, swiglu_backward_
+from aria_finetune.model.expert_factors import Adapters, Factors, tensors_of
+from aria_finetune.model.expert_graph import Computation
+from aria_finetune.model.grouped_factors import GroupPairs
 from aria_finetune.model.nf4 import EXPERT_TENSORS, HOST, expert_state
 from aria_finetune.model.workspace import workspace_of
 
@@ -124,85 +126,85 @@ class NF4Stack:
 Stack = DenseStack | NF4Stack
 
 
-class _Inputs(torch.autograd.Function):
-    """Keeps what the gradients are computed from, and computes them.
-
-    Its output are the tokens, which `_Outputs` alone reads; the gradient that comes back is that of the experts' output.
-    Where a layer is checkpointed, torch ends its second forward with the last tensor that is kept again: if nothing after
-    the experts keeps one, they are not computed a second time.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, tokens_TH: torch.Tensor, weights_TK: torch.Tensor, index_TK: torch.Tensor, module: AriaExperts
-    ) -> torch.Tensor:
-        ctx.save_for_backward(tokens_TH, weights_TK, index_TK)
-        ctx.module = module
-        return tokens_TH.view_as(tokens_TH)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_TH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tokens_TH, weights_TK, index_TK = ctx.saved_tensors
-        return *_gradients(ctx.module, tokens_TH, weights_TK, index_TK, gradient_TH), None, None
-
-
-class _Outputs(torch.autograd.Function):
-    """Computes the experts, and keeps nothing."""
-
-    @staticmethod
-    def forward(
-        _: Any, tokens_TH: torch.Tensor, weights_TK: torch.Tensor, index_TK: torch.Tensor, module: AriaExperts
-    ) -> torch.Tensor:
-        return _output(module, tokens_TH, weights_TK, index_TK)
-
-    @staticmethod
-    def backward(_: Any, gradient_TH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return gradient_TH, None, None, None
-
-
 def _output(
-    module: AriaExperts, tokens_TH: torch.Tensor, weights_TK: torch.Tensor, index_TK: torch.Tensor
+    module: AriaExperts,
+    adapters: Adapters | None,
+    tokens_TH: torch.Tensor,
+    weights_TK: torch.Tensor,
+    index_TK: torch.Tensor,
 ) -> torch.Tensor:
     gate_up, down = _stacks(module, tokens_TH.dtype)
     tokens_TH, at_a_time = tokens_TH.contiguous(), module.__dict__.get(_AT_A_TIME)
     sorting = sort_by_expert(index_TK, module.num_experts)
     output_SH = _Gathering(at_a_time, tokens_TH, len(sorting.slots))
     for group in groups(sorting, at_a_time):
+        gate_up_pairs, down_pairs = _pairs(adapters, group, tokens_TH.dtype)
         tokens_SH = gather(tokens_TH, sorting.slots[group.rows], sorting.top_k)
         gate_up_SN = grouped_matmul(tokens_SH, gate_up.take(group), group.ends)
+        if gate_up_pairs:
+            gate_up_pairs.add(gate_up_SN, tokens_SH)
         del tokens_SH
         hidden_SI = swiglu(gate_up_SN)
         del gate_up_SN
-        output_SH.multiply(hidden_SI, down.take(group), group)
+        product_SH = output_SH.multiply(hidden_SI, down.take(group), group)
+        if down_pairs:
+            down_pairs.add(product_SH, hidden_SI)
     return combine(output_SH.all, sorting.rows, sorting.top_k, weights_TK.reshape(-1))
 
 
 def _gradients(
     module: AriaExperts,
+    adapters: Adapters | None,
     tokens_TH: torch.Tensor,
     weights_TK: torch.Tensor,
     index_TK: torch.Tensor,
     gradient_TH: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
+    """Of tokens and routing weights, and of all factors if there are adapters."""
     gate_up, down = _stacks(module, tokens_TH.dtype)
     tokens_TH, gradient_TH, weight_S = tokens_TH.contiguous(), gradient_TH.contiguous(), weights_TK.reshape(-1)
     sorting, at_a_time = sort_by_expert(index_TK, module.num_experts), module.__dict__.get(_AT_A_TIME)
     tokens_gradient_SH = _Gathering(at_a_time, tokens_TH, len(weight_S))
     weight_gradient_S = torch.empty(len(weight_S), dtype=torch.float32, device=tokens_TH.device)
+    found = None if adapters is None else (adapters[0].zeros(), adapters[1].zeros())
     for group in groups(sorting, at_a_time):
         slots = sorting.slots[group.rows]
+        gate_up_pairs, down_pairs = _pairs(adapters, group, tokens_TH.dtype)
         gradient_SH = gather(gradient_TH, slots, sorting.top_k)
         gradient_SI = grouped_matmul(gradient_SH, down.take(group), group.ends, transposed=True)
+        back_SR = down_pairs.add_transposed(gradient_SI, gradient_SH) if down_pairs else None
         del gradient_SH
         tokens_SH, weight_JHN = gather(tokens_TH, slots, sorting.top_k), gate_up.take(group)
         gate_up_SN = grouped_matmul(tokens_SH, weight_JHN, group.ends)
+        low_SR = gate_up_pairs.add(gate_up_SN, tokens_SH) if gate_up_pairs else None
         del tokens_SH
+        # Rows are gathered again for the gradients of factors rather than kept until their turn.
+        if found and down_pairs and back_SR is not None:
+            hidden_SI, weight_S1 = swiglu(gate_up_SN), weight_S[slots, None]
+            down_pairs.put_a_gradient(found[1], back_SR.mul_(weight_S1), hidden_SI)
+            hidden_SR = down_pairs.low(hidden_SI).mul_(weight_S1)
+            del hidden_SI
+            down_pairs.put_b_gradient(found[1], hidden_SR, gather(gradient_TH, slots, sorting.top_k))
         gate_up_SN, weight_gradient_S[group.rows] = swiglu_backward_(gate_up_SN, gradient_SI, weight_S, slots)
         del gradient_SI
-        tokens_gradient_SH.multiply(gate_up_SN, weight_JHN, group, transposed=True)
+        product_SH = tokens_gradient_SH.multiply(gate_up_SN, weight_JHN, group, transposed=True)
+        if found and gate_up_pairs and low_SR is not None:
+            gate_up_pairs.put_b_gradient(found[0], low_SR, gate_up_SN)
+            back_SR = gate_up_pairs.add_transposed(product_SH, gate_up_SN)
+            del gate_up_SN
+            gate_up_pairs.put_a_gradient(found[0], back_SR, gather(tokens_TH, slots, sorting.top_k))
     tokens_gradient_TH = combine(tokens_gradient_SH.all, sorting.rows, sorting.top_k, None)
-    return tokens_gradient_TH, weight_gradient_S[sorting.rows].view(weights_TK.shape).to(weights_TK.dtype)
+    weight_gradient_TK = weight_gradient_S[sorting.rows].view(weights_TK.shape).to(weights_TK.dtype)
+    return tokens_gradient_TH, weight_gradient_TK, *tensors_of(found)
+
+
+def _pairs(
+    adapters: Adapters | None, group: Group, dtype: torch.dtype
+) -> tuple[GroupPairs, GroupPairs] | tuple[None, None]:
+    if adapters is None:
+        return None, None
+    gate_up, down = (GroupPairs.of(factors, group.numbers, group.ends, dtype) for factors in adapters)
+    return gate_up, down
 
 
 class _Gathering:
@@ -214,16 +216,21 @@ class _Gathering:
 
     def multiply(
         self, rows_SI: torch.Tensor, weight_JIO: torch.Tensor, group: Group, *, transposed: bool = False
-    ) -> None:
-        """Keep the product of a group."""
+    ) -> torch.Tensor:
+        """Keep the product of a group, and give it."""
         place_SH = None if self._single else self.all[group.rows]
         product_SH = grouped_matmul(rows_SI, weight_JIO, group.ends, transposed=transposed, output_SO=place_SH)
         if self._single:
             self.all = product_SH
+        return product_SH
 
 
 def grouped_experts(
-    self: AriaExperts, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    self: AriaExperts,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    **factors: Factors,
 ) -> torch.Tensor:
     """Aria's `AriaExperts.forward` for frozen experts, dense or NF4, on the device or in host memory.
 
@@ -232,6 +239,7 @@ def grouped_experts(
         hidden_states: (tokens, hidden), bf16 or fp32, which is what is computed in; sums are fp32.
         top_k_index: (tokens, top_k), int64, below the number of experts.
         top_k_weights: (tokens, top_k).
+        factors: of the adapters of `gate_up_proj` and `down_proj`, if there are any.
 
     Returns:
         (tokens, hidden) in the dtype of `hidden_states`.
@@ -239,12 +247,7 @@ def grouped_experts(
     Raises:
         RuntimeError: an expert is to be trained.
     """
-    with torch.autocast(device_type=hidden_states.device.type, enabled=False):
-        keep: Any = _Inputs.apply
-        compute: Any = _Outputs.apply
-        kept_TH = keep(hidden_states, top_k_weights, top_k_index, self)
-        output: torch.Tensor = compute(kept_TH, top_k_weights.detach(), top_k_index, self)
-    return output
+    return _COMPUTATION(self, hidden_states, top_k_weights, top_k_index, factors)
 
 
 def _stacks(experts: AriaExperts, dtype: torch.dtype) -> tuple[Stack, ...]:
@@ -266,4 +269,5 @@ def _stack(experts: AriaExperts, name: str, dtype: torch.dtype) -> Stack:
     return DenseStack(weight, experts, dtype)
 
 
+_COMPUTATION = Computation(_output, _gradients)
 ALL_EXPERTS_FUNCTIONS.register(GROUPED, grouped_experts)

@@ -47,6 +47,7 @@ from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, packed_shape
 from aria_finetune.model.norm import install_lean_norms
 from aria_finetune.model.packed_linear import install_packed_linears
 from aria_finetune.model.parts import Component
+from aria_finetune.model.rope import Rope
 from aria_finetune.model.router import install_float32_routers
 from aria_finetune.model.settings import explained, load_tokenizer
 from aria_finetune.model.weight_stream import read_ahead
@@ -72,10 +73,11 @@ class LoadedModel:
     components: list[Component]
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 (settings of a recipe, each by its name)
     path: str,
     *,
     revision: str | None = None,
+    rope: Rope | None = None,
     experts: Experts = "nf4",
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
@@ -92,6 +94,7 @@ def load_model(
     Args:
         path: a folder in the hub layout, a hub id, or `tiny`.
         revision: branch, tag or commit of a hub id.
+        rope: in the place of what config.json says.
         experts: `nf4` packs routed experts, attention and shared experts to 4 bit while the shards stream in;
             `bf16` and `fp32` keep everything dense.
         dtype: of the parts that are not 4-bit, and of the arithmetic.
@@ -115,7 +118,7 @@ def load_model(
             where=str(checkpoint.folder),
             fix="set model.experts=nf4, or name the original weights",
         )
-    model = empty_model(checkpoint, dtype, implementation)
+    model = empty_model(checkpoint, dtype, implementation, rope)
     _check_holding(holding, experts, implementation, model, checkpoint)
     install_lean_norms(model)
     if experts == "nf4":
@@ -170,9 +173,13 @@ def _check_holding(
         )
 
 
-def empty_model(checkpoint: HubCheckpoint, dtype: torch.dtype, implementation: str) -> AriaForConditionalGeneration:
-    """The modules of a checkpoint without their weights, with its settings for generation."""
+def empty_model(
+    checkpoint: HubCheckpoint, dtype: torch.dtype, implementation: str, rope: Rope | None = None
+) -> AriaForConditionalGeneration:
+    """The modules of a checkpoint without their weights, with its settings for generation; `rope` if not its own."""
     config = AriaConfig.from_pretrained(checkpoint.folder)
+    if rope is not None:
+        set_rope(config, rope)
     kernels = own_kernels(implementation)
     model = empty_aria(
         config, dtype, attention=kernels["attn_implementation"], experts=kernels["experts_implementation"]
@@ -181,6 +188,13 @@ def empty_model(checkpoint: HubCheckpoint, dtype: torch.dtype, implementation: s
     if (checkpoint.folder / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     return model
+
+
+def set_rope(config: AriaConfig, rope: Rope) -> None:
+    """Have modules that are made of a configuration tell places apart in another way than it says."""
+    text = config.text_config
+    text.rope_parameters = {**text.rope_parameters, "rope_theta": rope.theta}
+    text.max_position_embeddings = rope.positions
 
 
 class _LayerCount:

@@ -7,6 +7,7 @@ a delta with standard deviation 1e-4. Knows nothing of the experts behind it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -36,18 +37,35 @@ class Float32Router(AriaTextTopKRouter):  # type: ignore[misc]
         return logits_TE, weights_TK.to(hidden_states.dtype), index_TK
 
 
+class Watch(Protocol):
+    """Who looks at what a layer's router does in training."""
+
+    def see(
+        self, tokens_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, index_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """The routing weights that the layer is to use: those it was shown, whatever else comes back through them."""
+        ...
+
+
 class Float32RoutedLayer(AriaTextMoELayer):  # type: ignore[misc]
     """Aria's mixture of experts with everything about its routing outside autocast.
 
     An adapter wraps the router and computes its change of the weight before the router runs, so that the router's
     own care would come too late for it.
+
+    Attributes:
+        watch: is shown every routing in training, if it is not None.
     """
+
+    watch: Watch | None = None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Route and compute; (batch, tokens, hidden) in and out."""
         tokens_TH = hidden_states.view(-1, hidden_states.shape[-1])
         with torch.autocast(device_type=hidden_states.device.type, enabled=False):
-            _, weights_TK, index_TK = self.router(tokens_TH)
+            logits_TE, weights_TK, index_TK = self.router(tokens_TH)
+            if self.watch is not None and self.training and torch.is_grad_enabled():
+                weights_TK = self.watch.see(tokens_TH, logits_TE, weights_TK, index_TK)
         # Before the routed experts, which with what follows are what a checkpointed layer's second forward need not come to.
         shared = start(self.shared_experts, hidden_states)
         routed: torch.Tensor = self.experts(tokens_TH, index_TK, weights_TK).view(hidden_states.shape)

@@ -1,4 +1,4 @@
-"""The MLP that every token goes through beside its routed experts, where its weights are NF4 and on a CPU.
+"""The MLP that every token goes through beside its routed experts, where its weights are NF4, have no adapters, and on a CPU.
 
 transformers keeps five tensors of the MLP's width for the backward. Here only the input is kept, and gate and up are computed
 again while their gradients are. Nothing is kept when the output is computed, so that under gradient checkpointing it can be
@@ -24,10 +24,10 @@ TILE_ROWS = 1024
 
 
 def start(mlp: AriaSharedExpertsMLP, hidden_states: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Keep the input of the MLP for its backward.
+    """Keep the input of the MLP for its backward; of an MLP that this is not made for, all that it keeps.
 
     Args:
-        mlp: frozen.
+        mlp: frozen, or with adapters.
         hidden_states: (batch, tokens, hidden), any float dtype, which is that of the output.
 
     Returns:
@@ -36,7 +36,7 @@ def start(mlp: AriaSharedExpertsMLP, hidden_states: torch.Tensor) -> Callable[[]
     projections = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     packed = all(type(projection) is PackedLinear for projection in projections)
     if not packed or hidden_states.device.type != "cpu" or mlp.config.hidden_act != "silu":
-        # Its tensors are kept here, before the routed experts: a checkpointed layer's second forward need not come to those.
+        # Now and not at the end: what it keeps is kept again in the second forward of a checkpointed layer, which then ends here.
         output: torch.Tensor = mlp(hidden_states)
         return lambda: output
     keep: Any = _SharedInputs.apply

@@ -1,20 +1,22 @@
-"""The forward of the frozen vision tower and the projector, over transformers' own modules.
+"""The forward of the vision tower and the projector, over transformers' own modules.
 
 Tiles of one shape go through together and have no padding, so that no attention has a mask: whoever calls leaves padded
 patches out, which no other patch and no query would have looked at. transformers' forward spells a mask out for every pair of
-patches, keeps the hidden states of all layers to the end, and writes down how every query weighs every patch. Knows nothing of
-gradients.
+patches, keeps the hidden states of all layers to the end, and writes down how every query weighs every patch. What lies before the
+first adapter that is trained has no gradient, and without one nothing has. Knows nothing of where adapters are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers.models.aria.modeling_aria import AriaModel, AriaProjector
 from transformers.models.idefics3.modeling_idefics3 import (
     Idefics3EncoderLayer,
@@ -27,25 +29,62 @@ CPU_ROWS = 1225
 products, four times as wide as a layer, takes memory for all. A GPU has more to do at once with all of them."""
 
 
-@torch.no_grad()
 def encode(aria: AriaModel, pixels_N3HW: torch.Tensor, queries: int) -> torch.Tensor:
-    """Projected features of tiles.
+    """Projected features of tiles; in the graph where gradients are asked for and an adapter of tower or projector is trained.
 
     Args:
         aria: the model with the tower and the projector, whose weights may have another dtype than the pixels: they are
             converted a module at a time, at most the feed-forward of a layer (40 MB in fp32 for the real Aria).
-        pixels_N3HW: normalised; of whole patches, none of which is padding. In their dtype all is computed.
+        pixels_N3HW: normalised; of whole patches, none of which is padding. In their dtype all is computed, adapters aside.
         queries: image tokens of a tile.
 
     Returns:
         (N, queries, hidden of the decoder) in the dtype of the pixels.
     """
-    tower = aria.vision_tower
-    hidden_NPE = _embedded(tower, pixels_N3HW)
-    for layer in _layers_used(tower, aria.config.vision_feature_layer):
-        _add_attention(layer, hidden_NPE)
-        _add_feed_forward(layer, hidden_NPE)
-    return _projected(aria.multi_modal_projector, hidden_NPE, queries)
+    tower, projector = aria.vision_tower, aria.multi_modal_projector
+    numbers = used_layers(len(tower.encoder.layers), aria.config.vision_feature_layer)
+    layers: list[Idefics3EncoderLayer] = [tower.encoder.layers[number] for number in numbers]
+    trained = [number for number, part in enumerate([*layers, projector]) if torch.is_grad_enabled() and _trains(part)]
+    first = min(trained, default=len(layers) + 1)
+    with torch.no_grad():
+        hidden_NPE = _embedded(tower, pixels_N3HW)
+        for layer in layers[:first]:
+            hidden_NPE += _attention(layer, hidden_NPE)
+            for rows_NRE in _pieces(hidden_NPE):
+                rows_NRE.add_(_feed_forward(layer, rows_NRE))
+    if not trained:
+        with torch.no_grad():
+            return _projected(projector, hidden_NPE, queries)
+    hidden_NPE = hidden_NPE.detach()  # hooks that ask for gradients of inputs land on the embeddings
+    again = any(layer.gradient_checkpointing and layer.training for layer in layers)
+    for layer in layers[first:]:
+        hidden_NPE = _in_graph(partial(_with_gradient, layer), hidden_NPE, again=again)
+    return _in_graph(partial(_projected, projector, queries=queries), hidden_NPE, again=again)
+
+
+def used_layers(layers: int, feature_layer: int) -> range:
+    """Those before the hidden states of that number, where 0 are the embedded patches and -1 what the last layer gives."""
+    return range(range(layers + 1)[feature_layer])
+
+
+def _trains(part: nn.Module) -> bool:
+    """Whether it has adapters that are trained; other weights never have a gradient here, whatever they ask for."""
+    return any(parameter.requires_grad and "lora_" in name for name, parameter in part.named_parameters())
+
+
+def _in_graph(
+    function: Callable[[torch.Tensor], torch.Tensor], hidden_NPE: torch.Tensor, *, again: bool
+) -> torch.Tensor:
+    """`function` of the hidden states; `again` for its backward, which then keeps them alone."""
+    if not again:
+        return function(hidden_NPE)
+    output: torch.Tensor = checkpoint(function, hidden_NPE, use_reentrant=False)
+    return output
+
+
+def _with_gradient(layer: Idefics3EncoderLayer, hidden_NPE: torch.Tensor) -> torch.Tensor:
+    hidden_NPE = hidden_NPE + _attention(layer, hidden_NPE)
+    return hidden_NPE + torch.cat([_feed_forward(layer, rows_NRE) for rows_NRE in _pieces(hidden_NPE)], dim=1)
 
 
 def _embedded(tower: Idefics3VisionTransformer, pixels_N3HW: torch.Tensor) -> torch.Tensor:
@@ -57,13 +96,7 @@ def _embedded(tower: Idefics3VisionTransformer, pixels_N3HW: torch.Tensor) -> to
     return embedded
 
 
-def _layers_used(tower: Idefics3VisionTransformer, feature_layer: int) -> Sequence[Idefics3EncoderLayer]:
-    """Those before the hidden states of that number, where 0 are the embedded patches and -1 what the last layer gives."""
-    layers = list(tower.encoder.layers)
-    return layers[: range(len(layers) + 1)[feature_layer]]
-
-
-def _add_attention(layer: Idefics3EncoderLayer, hidden_NPE: torch.Tensor) -> None:
+def _attention(layer: Idefics3EncoderLayer, hidden_NPE: torch.Tensor) -> torch.Tensor:
     attention: Idefics3VisionAttention = layer.self_attn
     heads, dtype = attention.num_heads, hidden_NPE.dtype
     normed_NPE = _ready(layer.layer_norm1, dtype)(hidden_NPE)
@@ -71,14 +104,20 @@ def _add_attention(layer: Idefics3EncoderLayer, hidden_NPE: torch.Tensor) -> Non
     query_NHPD, key_NHPD, value_NHPD = (_by_head(_ready(linear, dtype)(normed_NPE), heads) for linear in projections)
     seen_NPE = _seen(query_NHPD, key_NHPD, value_NHPD)
     del normed_NPE, query_NHPD, key_NHPD, value_NHPD
-    hidden_NPE += _ready(attention.out_proj, dtype)(seen_NPE)
+    output_NPE: torch.Tensor = _ready(attention.out_proj, dtype)(seen_NPE)
+    return output_NPE
 
 
-def _add_feed_forward(layer: Idefics3EncoderLayer, hidden_NPE: torch.Tensor) -> None:
-    norm, feed_forward = _ready(layer.layer_norm2, hidden_NPE.dtype), _ready(layer.mlp, hidden_NPE.dtype)
+def _feed_forward(layer: Idefics3EncoderLayer, rows_NRE: torch.Tensor) -> torch.Tensor:
+    norm, feed_forward = _ready(layer.layer_norm2, rows_NRE.dtype), _ready(layer.mlp, rows_NRE.dtype)
+    output_NRE: torch.Tensor = feed_forward(norm(rows_NRE))
+    return output_NRE
+
+
+def _pieces(hidden_NPE: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Rows that go through a feed-forward together."""
     step = CPU_ROWS if hidden_NPE.device.type == "cpu" else hidden_NPE.shape[1]
-    for rows_NRE in torch.split(hidden_NPE, step, dim=1):
-        rows_NRE.add_(feed_forward(norm(rows_NRE)))
+    return torch.split(hidden_NPE, step, dim=1)
 
 
 def _projected(projector: AriaProjector, hidden_NPE: torch.Tensor, queries: int) -> torch.Tensor:
@@ -113,8 +152,12 @@ def _seen(query_NHQD: torch.Tensor, key_NHPD: torch.Tensor, value_NHPD: torch.Te
 
 
 def _ready(module: nn.Module, dtype: torch.dtype) -> Callable[..., Any]:
-    """`module`; if its weights are of another dtype, `module` with converted ones, for as long as what is returned is there."""
-    if all(weight.dtype == dtype for weight in module.parameters()):
+    """`module`; if its weights are of another dtype, `module` with converted ones, for as long as what is returned is there.
+
+    Adapters stay as they are: what is trained is fp32, and PEFT's layers convert their inputs.
+    """
+    weights = {name: weight for name, weight in module.named_parameters() if "lora_" not in name}
+    if all(weight.dtype == dtype for weight in weights.values()):
         return module
-    converted = {name: weight.to(dtype) for name, weight in module.named_parameters()}
+    converted = {name: weight.to(dtype) for name, weight in weights.items()}
     return lambda *inputs: functional_call(module, converted, inputs)

@@ -1,4 +1,4 @@
-"""Image features from the frozen vision tower: no gradient, no padding, a few tiles at a time.
+"""Image features from the vision tower: no padding, a few tiles at a time, and a gradient only where it or the projector is trained.
 
 Left alone, the frozen tower runs with gradients, because input-gradient hooks land on its embeddings, and is
 recomputed and backpropagated for nothing: 3 times the work for a 980-px image. Knows nothing of text.
@@ -32,7 +32,8 @@ def image_features(model: AriaForConditionalGeneration, batch: Mapping[str, torc
             `features` that were computed before.
 
     Returns:
-        (1, image tokens, hidden) in the dtype of the vision tower, or None for a batch without pictures.
+        (1, image tokens, hidden) in the dtype of the vision tower, or None for a batch without pictures. In the graph where
+        gradients are asked for and tower or projector have adapters that are trained.
     """
     if "tile_order" not in batch:
         return None

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from aria_finetune.model.parts import BUFFERS, Component, Home, Tensor, as_components, part_of
+from aria_finetune.model.targets import Target, seeing_weight_names, weight_names
 from aria_finetune.planner.architecture import Architecture
 
 BLOCK, NESTED_BLOCK = 64, 256
@@ -42,20 +42,38 @@ class Holding:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter in fp32: which parts of the decoder have one, of which rank."""
+    """A LoRA adapter in fp32: which parts of the decoder have one, of which rank, in how many layers; None: in all of them."""
 
-    targets: Sequence[Literal["attention", "router"]]
+    targets: Sequence[Target]
     rank: int
     optimizer: str = "adamw_torch"
+    layers: int | None = None
+    dora: bool = False
 
     def parameters(self, architecture: Architecture) -> int:
-        """How many weights are trained."""
-        return architecture.layers * sum(
-            self.rank * (shape[0] + shape[1])
+        """How many weights are trained; DoRA has a magnitude for each row of a weight besides."""
+        layers = architecture.layers if self.layers is None else self.layers
+        return layers * self.layer_parameters(architecture, self.targets) + self.seeing_parameters(architecture)
+
+    def seeing_parameters(self, architecture: Architecture) -> int:
+        """How many of them are in tower and projector."""
+        changed = seeing_weight_names(self.targets, range(architecture.vision.layers))
+        shapes = (shape for name, shape in architecture.weights() if name in changed)
+        return sum(self.rank * (out + into) + (out if self.dora else 0) for out, into in shapes)
+
+    def layer_parameters(self, architecture: Architecture, targets: Sequence[Target]) -> int:
+        """How many weights adapters on some targets have in a decoder layer; each expert of a stack has a pair of its own."""
+        changed = weight_names(targets)
+        return sum(
+            self.rank * math.prod(shape[:-2]) * (shape[-2] + shape[-1]) + (shape[0] if self.dora else 0)
             for name, shape in architecture.decoder_layer()
-            if ("attention" in self.targets and name.startswith("self_attn."))
-            or ("router" in self.targets and name == "mlp.router.weight")
+            if name in changed
         )
+
+    def outputs(self, architecture: Architecture) -> int:
+        """What all linears of a layer that have an adapter give for a token."""
+        changed = weight_names(self.targets)
+        return sum(shape[0] for name, shape in architecture.decoder_layer() if name in changed)
 
 
 def nf4_bytes(weights: int) -> int:

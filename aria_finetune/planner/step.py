@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aria_finetune.model.targets import SEEING
 from aria_finetune.planner.architecture import Architecture
 from aria_finetune.planner.resident import FLOAT32, Adapter, Holding, adapter_bytes, model_components
 
@@ -24,8 +25,12 @@ HEAD_TOKENS: Mapping[Device, int] = {"cpu": 1024, "cuda": 4096}
 """Rows of the lm_head, and labels that they score at a time (model/head_loss.py)."""
 EXPERT_ROWS = 2048
 """Tokens of an expert that are computed at a time (model/experts.py)."""
+SHARED_ROWS = 1024
+"""Tokens of the shared experts that are computed at a time on a CPU (model/shared_experts.py)."""
 PIECE_BYTES = 2 * MIB
 """Of an expert's weight that is dequantised at a time on a CPU (model/expert_weights.py)."""
+NORM_PIECE_BYTES = 16 * MIB
+"""Of a weight whose rows DoRA measures in fp32 at a time, without its adapter and with it (model/dora.py)."""
 READ_AHEAD_BYTES = 8 * 32 * MIB
 """Pieces of tensors on their way while a model is loaded, of 32 MiB each at most."""
 TILES_AT_A_TIME = {490: 4, 980: 1}
@@ -163,6 +168,7 @@ class Setup:
         return {
             "layer inputs": 0 if on_host else kept,
             "pictures": features * a.hidden * width + pixels,
+            "tower inputs": sum(self._kept_of_tile(tile) * count for tile, count in batch.tiles.items()),
             "machine code": self._machine_code(batch),
         }
 
@@ -187,17 +193,33 @@ class Setup:
         layers = 1 if self.execution.checkpointing else self.architecture.layers
         token = sum(self._token_bytes())
         return {
-            "layer": layers * batch.positions * token,
-            "unpacked weights": self._unpacked(),
-            "experts": self._experts(batch),
+            "layer": layers * batch.positions * token + self._shared(batch),
+            "unpacked weights": self._unpacked() + (2 * NORM_PIECE_BYTES if self.adapter.dora else 0),
+            "experts": self._experts(batch) + self._factors(),
         }
+
+    def _shared(self, batch: Batch) -> int:
+        """On a CPU the shared experts take some tokens at a time: gate, up, what they become, and a gradient, in fp32."""
+        a = self.architecture
+        rows = min(batch.positions, SHARED_ROWS) if self.execution.device == "cpu" else 0
+        return rows * (3 * a.shared_width + a.hidden) * FLOAT32
 
     def _token_bytes(self) -> Iterator[int]:
         a, width = self.architecture, self.holding.width
-        # Norms leave fp32 inputs (two of 4 bytes), the router its own; attention leaves queries, keys, values, output and
-        # the inputs of four adapters; gradients of them come and go in the backward, some in fp32.
-        yield a.hidden * (6 * FLOAT32 + 17 * width)
-        yield 3 * a.shared_width * width  # gate, up, and what they become
+        # Attention leaves queries, keys, values, output and the inputs of four adapters; gradients of them come and go in the
+        # backward, some in fp32.
+        if self.execution.device == "cpu":
+            # Where torch's own records put the fullest moment, in the backward of the shared experts. Norms leave one input each.
+            yield a.hidden * (FLOAT32 + 15 * width)
+        else:
+            # As if norms left fp32 inputs (two of 4 bytes), the router its own; then gate, up, and what they become.
+            yield a.hidden * (6 * FLOAT32 + 17 * width)
+            yield 3 * a.shared_width * width
+        if "shared_experts" in self.adapter.targets:
+            # The inputs of three adapters, and in the backward what one of them adds, in fp32.
+            yield (2 * a.hidden + a.shared_width) * width + a.shared_width * FLOAT32
+        if self.adapter.dora:  # what each linear gives, and what its adapter does, for the gradient of its magnitudes
+            yield 2 * self.adapter.outputs(a) * width
         if self.execution.implementation == "lean":
             yield 3 * a.hidden * width  # tokens and output, of which one is summed in fp32; an expert's own come and go
         elif self.execution.implementation == "grouped":
@@ -217,6 +239,13 @@ class Setup:
         a = self.architecture
         most = min(3 * batch.positions * a.top_k // a.experts + 1, batch.positions, EXPERT_ROWS)
         return most * (3 * a.hidden + 5 * a.width) * FLOAT32
+
+    def _factors(self) -> int:
+        """New gradients of the adapters of a layer's experts; `grouped` also has factors and gradients by expert."""
+        if "experts" not in self.adapter.targets:
+            return 0
+        copies = 3 if self.execution.implementation == "grouped" else 1
+        return copies * self.adapter.layer_parameters(self.architecture, ["experts"]) * FLOAT32
 
     def _unpacked(self) -> int:
         a, width = self.architecture, self.holding.width
@@ -245,9 +274,22 @@ class Setup:
         runtime = CUDA_CONTEXT if self.execution.device == "cuda" else CPU_RUNTIME
         return Phase("filling", {"model": model, "runtime": runtime, **self._tower(batch)})
 
+    def _kept_of_tile(self, tile: int) -> int:
+        """What tower and projector keep of a tile until their backward, which comes after all of the decoder's."""
+        tower, targets = self.architecture.vision, self.adapter.targets
+        rows = tower.patches(tile) * tower.hidden * (FLOAT32 if self.execution.device == "cpu" else self.holding.width)
+        if "vision" not in targets:
+            return rows if "projector" in targets else 0
+        if self.execution.checkpointing:
+            return rows * (tower.layers + 1)
+        # Of a layer: two inputs of it, normed, queries, keys, values, what is seen, and the feed-forward before and behind its kernel.
+        return round(rows * tower.layers * (9 + 2 * tower.width / tower.hidden))
+
     def _tower(self, batch: Batch) -> dict[str, int]:
         held = self._batch(Batch(batch.rows, 0, 0, batch.tiles))
-        return {**held, "tower": max(self._tile_bytes(tile, count) for tile, count in batch.tiles.items())}
+        # In the graph a layer holds what it computes from, and the gradients of that.
+        times = 1 if SEEING.isdisjoint(self.adapter.targets) else 3
+        return {**held, "tower": times * max(self._tile_bytes(tile, count) for tile, count in batch.tiles.items())}
 
     def _tile_bytes(self, tile: int, there: int) -> int:
         """Of a tile without padding, in a layer or the projector; on a CPU in fp32, with the weights that it takes in fp32."""
@@ -265,7 +307,7 @@ class Setup:
 
     def _evaluation(self, batch: Batch) -> dict[str, int]:
         """No layer input is kept, and a layer holds about half of what it does in training."""
-        held = self._batch(batch) | {"layer inputs": 0}
+        held = self._batch(batch) | {"layer inputs": 0, "tower inputs": 0}
         layer = round(0.5 * batch.positions * sum(self._token_bytes())) + self._unpacked() + self._experts(batch)
         work = {"loss": self._loss(batch)} if self._loss(batch) > layer else {"layer": layer}
         return held | work

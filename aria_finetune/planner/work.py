@@ -44,7 +44,13 @@ class Work:
 
 
 def row_work(
-    architecture: Architecture, tokens: int, labels: int, tiles: Mapping[int, int], *, checkpointing: bool = True
+    architecture: Architecture,
+    tokens: int,
+    labels: int,
+    tiles: Mapping[int, int],
+    *,
+    checkpointing: bool = True,
+    tower_trained: bool = False,
 ) -> Work:
     """Operations of a training step on one row.
 
@@ -52,8 +58,9 @@ def row_work(
         architecture: the model's.
         tokens: of the row, image tokens among them.
         labels: tokens in the loss; only they reach the lm_head.
-        tiles: tiles by their side in pixels, each of which goes through the frozen vision tower once.
+        tiles: tiles by their side in pixels, each of which goes through the vision tower once.
         checkpointing: whether layers are computed again for their backward.
+        tower_trained: whether that has a backward too.
     """
     active = sum(
         math.prod(shape) * (architecture.top_k / architecture.experts if name.startswith("mlp.experts.") else 1)
@@ -66,7 +73,8 @@ def row_work(
     return Work(
         decoder=2.0 * (PASSES - saved) * active * architecture.layers * tokens,
         attention=(ATTENTION_PASSES - saved) * pairs,
-        vision=sum(count * tile_work(architecture, tile) for tile, count in tiles.items()),
+        vision=sum(count * tile_work(architecture, tile) for tile, count in tiles.items())
+        * (PASSES - saved if tower_trained else 1),
         head=2.0 * PASSES * architecture.vocabulary * architecture.hidden * labels,
     )
 

@@ -232,7 +232,7 @@ def _disk(outlook: Outlook, base: Path) -> dict[str, int]:
     """Bytes that checkpoints, adapter and image features will take at most, and what is free."""
     recipe = outlook.recipe
     updates = updates_per_epoch(recipe, epoch_rows(recipe, outlook.rows))
-    one = checkpoint_bytes(outlook.adapter_bytes()[0], base)
+    one = checkpoint_bytes(outlook.adapter_bytes()[0], base, start=recipe.lora.init == "loftq")
     return {
         "checkpoint": one,
         "run": run_bytes(one, kept_saves(recipe, updates)),

@@ -125,7 +125,12 @@ class Outlook:
     def work(self) -> Work:
         """Operations of the whole run's training; pictures whose features are kept are seen once."""
         share = epochs(self.recipe, self.rows)
-        epoch = epoch_work(self.rows, self.architecture, checkpointing=self.setup.execution.checkpointing)
+        epoch = epoch_work(
+            self.rows,
+            self.architecture,
+            checkpointing=self.setup.execution.checkpointing,
+            tower_trained="vision" in self.recipe.lora.targets,
+        )
         seen = min(share, 1.0) if self.setup.execution.cached else share
         return replace(epoch.times(share), vision=epoch.vision * seen)
 

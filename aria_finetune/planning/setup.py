@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count, islice
 
 from aria_finetune.data.chat import ChatTokenizer
@@ -36,7 +36,7 @@ WORST, MOST_WORST = 8, 64
 
 def setup_of(recipe: Recipe, architecture: Architecture, device: Device, *, pictures: bool) -> Setup:
     """A recipe's model, adapter and way to compute on a device; `pictures` says whether any row has one."""
-    cached = recipe.feature_folder is not None
+    cached, adapted = recipe.feature_folder is not None, recipe.adapted_layers(architecture.layers)
     return Setup(
         architecture,
         Holding(
@@ -47,7 +47,13 @@ def setup_of(recipe: Recipe, architecture: Architecture, device: Device, *, pict
             embedding_on_host=recipe.model.embedding == "host",
             experts_on_host=recipe.moe.experts_on == "host",
         ),
-        Adapter(recipe.lora.targets, recipe.lora.rank, recipe.train.optim),
+        Adapter(
+            recipe.lora.targets,
+            recipe.lora.rank,
+            recipe.train.optim,
+            dora=recipe.lora.dora,
+            layers=None if adapted is None else len(adapted),
+        ),
         Execution(
             device,
             recipe.experts_implementation(device),
@@ -85,7 +91,7 @@ class Rows:
         step = packed_batch(training, update)
         if data.packing:
             evaluated = packed_batch(wanted, train.per_device_eval_batch_size)
-            copies = math.ceil(max(self.training.weights, default=1))  # of a row, which may come together
+            copies = min(math.ceil(max(self.training.weights, default=1)), update)  # of a row, which may come together
             trained = packed_batch(training * copies, update, size * data.max_tokens)
         else:
             evaluated = largest_batch(wanted, train.per_device_eval_batch_size)
@@ -177,12 +183,13 @@ def packed_batch(plans: Sequence[RowPlan], rows: int, capacity: int | None = Non
 def _most_tiles(plans: Sequence[RowPlan], rows: int, tokens: int) -> dict[int, int]:
     """Tiles by side, if the rows that have the most of that side came together; as many as their rows' tokens have room for."""
     most: dict[int, int] = {}
-    for tile in {tile for plan in plans for tile in tiles_of(plan)}:
+    for tile in {sight.tile for plan in plans for sight in plan.sights}:
         room, count = tokens, 0
-        for plan in heapq.nlargest(rows, plans, key=lambda plan, tile=tile: tiles_of(plan)[tile]):  # type: ignore[misc]
-            if room < plan.tokens or not tiles_of(plan)[tile]:
+        for plan in heapq.nlargest(rows, plans, key=partial(_tiles, side=tile)):
+            shown = _tiles(plan, tile)
+            if room < plan.tokens or not shown:
                 break
-            room, count = room - plan.tokens, count + tiles_of(plan)[tile]
+            room, count = room - plan.tokens, count + shown
         most[tile] = count
     return most
 
@@ -199,8 +206,9 @@ def _tokens(plan: RowPlan) -> int:
     return plan.tokens
 
 
-def _tiles(plan: RowPlan) -> int:
-    return tiles_of(plan).total()
+def _tiles(plan: RowPlan, side: int | None = None) -> int:
+    """Tiles of a row, of one side or all; for millions of rows, so without a dictionary for each."""
+    return sum(sight.tiles for sight in plan.sights if side is None or sight.tile == side)
 
 
 def steps(recipe: Recipe, rows: Rows) -> int:
@@ -228,7 +236,7 @@ def epochs(recipe: Recipe, rows: Rows) -> float:
     return min(rows_seen(recipe, rows) / max(epoch_rows(recipe, rows), 1), _limit(recipe))
 
 
-def epoch_work(rows: Rows, architecture: Architecture, *, checkpointing: bool) -> Work:
+def epoch_work(rows: Rows, architecture: Architecture, *, checkpointing: bool, tower_trained: bool = False) -> Work:
     """Operations of an epoch: every source by its weight."""
     total = Work(0, 0, 0, 0)
     for span, weight in zip(rows.training.spans, rows.training.weights, strict=True):
@@ -237,7 +245,9 @@ def epoch_work(rows: Rows, architecture: Architecture, *, checkpointing: bool) -
             for plan in (rows.training.plans[row] for row in span)
         )
         for (tokens, labels, tiles), times in kinds.items():
-            work = row_work(architecture, tokens, labels, dict(tiles), checkpointing=checkpointing)
+            work = row_work(
+                architecture, tokens, labels, dict(tiles), checkpointing=checkpointing, tower_trained=tower_trained
+            )
             total += work.times(times * weight)
     return total
 

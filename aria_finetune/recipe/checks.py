@@ -10,6 +10,10 @@ from aria_finetune.recipe.schema import Recipe
 Key = tuple[str, str]
 """Section and key."""
 
+BARE_TARGETS = ("router", "experts")
+"""Targets whose weights are no linears but bare parameters."""
+SEEING_TARGETS = ("projector", "vision")
+"""Targets that image features come from."""
 _EVAL_DATA: tuple[Key, ...] = (("data", "eval"), ("data", "eval_fraction"))
 _ADD_EVAL_DATA = "add data.eval or data.eval_fraction"
 
@@ -27,6 +31,8 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every contradiction of a recipe whose keys are valid one by one."""
     yield from _precision(recipe)
     yield from _small_cards(recipe)
+    yield from _adapters(recipe)
+    yield from _routing(recipe)
     yield from _evaluation(recipe)
     yield from _best_model(recipe)
 
@@ -60,6 +66,13 @@ def _small_cards(recipe: Recipe) -> Iterator[Conflict]:
 
 def _experts(recipe: Recipe) -> Iterator[Conflict]:
     moe = recipe.moe
+    if "experts" in recipe.lora.targets and moe.implementation in ("eager", "grouped_mm"):
+        yield Conflict(
+            ("moe", "implementation"),
+            f"{moe.implementation} knows experts as whole weights alone, and W + delta of a layer's experts, which experts in "
+            "lora.targets would ask for, is as large as the layer; write grouped or lean, or leave implementation out",
+            reads=(("moe", "implementation"), ("lora", "targets")),
+        )
     if moe.experts_at_a_time is not None and moe.implementation not in ("auto", "grouped"):
         yield Conflict(
             ("moe", "experts_at_a_time"),
@@ -81,6 +94,75 @@ def _experts(recipe: Recipe) -> Iterator[Conflict]:
             "device; write grouped or lean, or leave implementation out",
             reads=(("moe", "implementation"), ("moe", "experts_on")),
         )
+
+
+def _adapters(recipe: Recipe) -> Iterator[Conflict]:
+    bare = [target for target in recipe.lora.targets if target in BARE_TARGETS]
+    if recipe.lora.dora and bare:
+        left = [target for target in recipe.lora.targets if target not in BARE_TARGETS]
+        yield Conflict(
+            ("lora", "dora"),
+            f"scales the rows of linears, and PEFT has no DoRA for the bare weights of {', '.join(bare)}; "
+            f"write lora.targets: [{', '.join(left) or 'attention'}], or leave dora out",
+            reads=(("lora", "dora"), ("lora", "targets")),
+        )
+
+    seeing = [target for target in recipe.lora.targets if target in SEEING_TARGETS]
+    if seeing and recipe.data.cache_image_features is not False:
+        yield Conflict(
+            ("data", "cache_image_features"),
+            f"keeps what frozen parts make of pictures, and {' and '.join(seeing)} in lora.targets changes it with every update; "
+            "leave one of them out",
+            reads=(("data", "cache_image_features"), ("lora", "targets")),
+        )
+    if recipe.lora.layers is not None and len(seeing) == len(recipe.lora.targets):
+        yield Conflict(
+            ("lora", "layers"),
+            f"names layers of the decoder, and {' and '.join(seeing)} in lora.targets {'is' if len(seeing) == 1 else 'are'} not in it; "
+            "leave layers out, or add a target of the decoder",
+            reads=(("lora", "layers"), ("lora", "targets")),
+        )
+    if recipe.lora.init == "loftq":
+        yield from _loftq(recipe)
+
+
+def _loftq(recipe: Recipe) -> Iterator[Conflict]:
+    """What is packed must be adapted, and the start be such that it can be taken back."""
+    key: Key = ("lora", "init")
+    targets = recipe.lora.targets
+    if recipe.model.experts != "nf4":
+        yield Conflict(
+            key,
+            f"loftq makes up for what packing lost, and model.experts is {recipe.model.experts}; leave init out",
+            reads=(key, ("model", "experts")),
+        )
+    if recipe.lora.dora:
+        yield Conflict(
+            key,
+            "loftq takes its start back where the adapter meets the original weights, which DoRA's magnitudes would not "
+            "survive; leave out init or dora",
+            reads=(key, ("lora", "dora")),
+        )
+    if "experts" in targets or not {"attention", "shared_experts"} & set(targets):
+        yield Conflict(
+            key,
+            "loftq starts from the packed linears of attention and shared_experts; "
+            "write lora.targets with one of them and without experts, or leave init out",
+            reads=(key, ("lora", "targets")),
+        )
+
+
+def _routing(recipe: Recipe) -> Iterator[Conflict]:
+    """The losses of a router that is not trained would only bend what lies before it."""
+    if "router" in recipe.lora.targets:
+        return
+    for key in ("balance_loss", "z_loss"):
+        if getattr(recipe.moe, key):
+            yield Conflict(
+                ("moe", key),
+                "is a loss of the router, which lora.targets leaves out; add router there, or leave it out here",
+                reads=(("moe", key), ("lora", "targets")),
+            )
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Conflict]:

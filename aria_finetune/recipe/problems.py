@@ -37,12 +37,15 @@ ALIASES: dict[str, str] = {
     "eval_dataset": "data.eval",
     "grad_accum": "train.gradient_accumulation_steps",
     "gradient_accumulation": "train.gradient_accumulation_steps",
+    "init_lora_weights": "lora.init",
+    "layers_to_transform": "lora.layers",
     "load_in_4bit": "model.experts",
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
     "lora_r": "lora.rank",
     "lora_rank": "lora.rank",
     "lora_target": "lora.targets",
+    "loraplus_ratio": "lora.loraplus_lr_ratio",
     "lr": "train.learning_rate",
     "max_length": "data.max_tokens",
     "max_seq_length": "data.max_tokens",
@@ -60,11 +63,19 @@ ALIASES: dict[str, str] = {
     "train_dataset": "data.train",
     "train_file": "data.train",
     "validation_split": "data.eval_fraction",
+    "use_dora": "lora.dora",
+    "use_rslora": "lora.rslora",
     "val_set_size": "data.eval_fraction",
     "warmup": "train.warmup_ratio",
     "warmup_steps": "train.warmup_ratio",
 }
 """What other trainers call a key of ours."""
+
+WITHOUT: dict[str, str] = {
+    "modules_to_save": "embedding and lm_head can't be trained, as the loss scores labels by slices of a frozen head; "
+    "name parts of Aria in lora.targets"
+}
+"""What other trainers have and this one has not, and why."""
 
 _YES_NO = {"yes": "true", "on": "true", "y": "true", "1": "true", "no": "false", "off": "false", "n": "false"}
 _NOTHING = object()
@@ -106,7 +117,8 @@ def _describe(details: ErrorDetails) -> str:
         return "is required"
     if kind == "extra_forbidden":
         # The value of a key that is not ours is not shown: it may be a secret.
-        return "unknown key" + _suggestion(_nearest_key(path))
+        name = str(path[-1]).lower()
+        return f"unknown key: {WITHOUT[name]}" if name in WITHOUT else "unknown key" + _suggestion(_nearest_key(path))
     context: Mapping[str, Any] = details.get("ctx", {})
     if kind == "value_error":
         message = str(context["error"])

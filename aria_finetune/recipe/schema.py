@@ -21,19 +21,18 @@ from pydantic import (
     model_validator,
 )
 
+from aria_finetune.errors import UserError
+from aria_finetune.recipe.layers import Layer, check_layer, resolve_layers
+
 ComputeType = Literal["bfloat16", "float32"]
 ExpertsType = Literal["nf4", "bf16", "fp32"]
 Interval = Literal["no", "steps", "epoch"]
-Target = Literal["attention", "router"]
+Target = Literal["attention", "router", "shared_experts", "experts", "projector", "vision"]
 Tracker = Literal["tensorboard", "wandb", "none"]
 
-UNSUPPORTED_TARGETS = ("shared_experts", "experts", "projector", "vision")
-"""Parts of Aria that `lora.targets` knows by name but can't adapt yet.
-
-With `projector` or `vision` among the targets, image features change with every update: `data.cache_image_features` must
-then be refused, and the vision weights be loaded in any case.
-"""
 _SWITCHES = {"", "true", "false", "yes", "no", "on", "off", "y", "n", "none", "null"}
+BALANCE_LOSS, Z_LOSS = 1e-4, 1e-5
+"""Coefficients of the authors' LoRA recipe."""
 FEATURE_FOLDER = "image-features"
 """Beside the run's folder, so that all runs in a folder share it, and a run that is replaced or never begins leaves it."""
 
@@ -54,15 +53,22 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _number_as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, int) else _as_tuple(value)
+
+
 def _without_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) != len(values):
         raise ValueError("names the same thing twice")
     return values
 
 
-def _supported_target(value: object) -> object:
-    if isinstance(value, str) and value in UNSUPPORTED_TARGETS:
-        raise ValueError(f"{value} is a part of Aria that can't be trained yet; choose from attention, router")
+def _supported_init(value: object) -> object:
+    if value == "pissa":
+        raise ValueError(
+            "pissa moves the largest part of each weight into the adapter and packs the rest, so that the adapter would fit "
+            "no NF4 base but its own, and PEFT refuses packed weights; loftq keeps the base, default starts from zero"
+        )
     return value
 
 
@@ -82,6 +88,7 @@ def _steps_or_unlimited(value: int) -> int:
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Paths = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
 
@@ -97,7 +104,7 @@ class ModelSection(Section):
 
     `path` is a hub id, a folder, or `tiny`. `experts` is how the routed experts are held; `dtype` is the type of
     everything else, None for the one that goes with `experts`. `lm_head` may be held in NF4 as well, and
-    `embedding` in host memory.
+    `embedding` in host memory. `rope_theta` is the base of the rotary embedding, None that of config.json.
     """
 
     path: Text
@@ -107,6 +114,7 @@ class ModelSection(Section):
     lm_head: Literal["dense", "nf4"] = "dense"
     embedding: Literal["device", "host"] = "device"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    rope_theta: Annotated[float, Field(gt=1)] | None = None
 
     @property
     def compute_dtype(self) -> ComputeType:
@@ -175,10 +183,15 @@ class DataSection(Section):
 
 
 class LoraSection(Section):
-    """Where the adapter sits and how large it is; `rslora` scales by alpha / sqrt(rank) instead of alpha / rank."""
+    """Where the adapter sits and how large it is; `rslora` scales by alpha / sqrt(rank) instead of alpha / rank.
+
+    `layers` are the decoder layers that have adapters, None all of them; `Recipe.adapted_layers` says which those are.
+    `dora` trains the length of every row of a weight apart from its direction. `init` of `loftq` starts adapters of NF4 linears
+    where they make up for the packing. `loraplus_lr_ratio` is the learning rate of B matrices over that of A matrices, None for the same.
+    """
 
     targets: Annotated[
-        tuple[Annotated[Target, BeforeValidator(_supported_target)], ...],
+        tuple[Target, ...],
         BeforeValidator(_as_tuple),
         AfterValidator(_without_duplicates),
         Field(min_length=1),
@@ -187,17 +200,36 @@ class LoraSection(Section):
     alpha: Positive = 32.0
     dropout: Fraction = 0.05
     rslora: bool = False
+    layers: (
+        Annotated[
+            tuple[Annotated[Layer, BeforeValidator(check_layer)], ...],
+            BeforeValidator(_number_as_tuple),
+            AfterValidator(_without_duplicates),
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    dora: bool = False
+    init: Annotated[Literal["default", "loftq"], BeforeValidator(_supported_init)] = "default"
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
 
 
 class MoeSection(Section):
-    """How the routed experts are computed, and whether they are held on the device or in host memory.
+    """How the routed experts are computed, where they are held, and what keeps their routers healthy.
 
     `experts_at_a_time` of None makes all experts of a layer dense together; nothing but `grouped` looks at it.
+    `balance_loss` and `z_loss` are the coefficients of each layer's losses, None the authors' where the router is trained and 0
+    where it isn't; `balance_group` is how many neighbouring experts the balance loss counts as one, 1 every expert by itself.
+    `health` keeps an account of where tokens are routed.
     """
 
     implementation: Literal["auto", "eager", "grouped_mm", "grouped", "lean"] = "auto"
     experts_at_a_time: Count | None = None
     experts_on: Literal["device", "host"] = "device"
+    balance_loss: NotNegative | None = None
+    balance_group: Count = 8
+    z_loss: NotNegative | None = None
+    health: bool = True
 
 
 class TrainSection(Section):
@@ -205,7 +237,8 @@ class TrainSection(Section):
 
     `max_steps` of -1 leaves the length to `num_train_epochs`; `max_grad_norm` of 0 clips nothing; a gradient norm of
     more than `spike_factor` times the median of the last 32 makes no update, None sets no such limit. `activation_offloading`
-    takes what gradient checkpointing keeps to host memory. `eval_strategy`, `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
+    takes what gradient checkpointing keeps to host memory. `neftune_noise_alpha` sets how large the noise on text embeddings is in
+    training, None adds none. `eval_strategy`, `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
     """
 
     learning_rate: Positive = 5e-5
@@ -218,12 +251,13 @@ class TrainSection(Section):
         "cosine"
     )
     warmup_ratio: Fraction = 0.01
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: NotNegative = 0.1
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.95
     adam_epsilon: Positive = 1e-8
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    max_grad_norm: NotNegative = 1.0
     spike_factor: Annotated[float, Field(gt=1)] | None = None
+    neftune_noise_alpha: Positive | None = None
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     logging_steps: Count = 1
     save_strategy: Interval = "steps"
@@ -326,10 +360,46 @@ class Recipe(Section):
             return self.moe.implementation
         return "lean" if device == "cpu" else "grouped"
 
+    def adapted_layers(self, layers: int) -> tuple[int, ...] | None:
+        """The numbers of the layers that have adapters in a decoder of so many, None where all have.
+
+        Raises:
+            UserError: `lora.layers` names a layer that is not there.
+        """
+        if self.lora.layers is None:
+            return None
+        try:
+            return resolve_layers(self.lora.layers, layers)
+        except LookupError as error:
+            raise UserError(
+                f"there is no layer {error.args[0]} in a decoder of {layers} layers",
+                where=f"{self.file}: lora.layers",
+                fix=f"name layers from 0 to {layers - 1}, or from the end by -1 to -{layers}",
+            ) from error
+
+    @property
+    def balance_loss(self) -> float:
+        """The coefficient of the routers' balance loss: the authors' where the router is trained and nothing else is said."""
+        return self._routing_loss(self.moe.balance_loss, BALANCE_LOSS)
+
+    @property
+    def z_loss(self) -> float:
+        """The same of the routers' z-loss."""
+        return self._routing_loss(self.moe.z_loss, Z_LOSS)
+
+    @property
+    def watches_routing(self) -> bool:
+        """Whether routers are looked at in training: for their losses, or for the account of them."""
+        return self.moe.health or self.balance_loss > 0 or self.z_loss > 0
+
+    def _routing_loss(self, written: float | None, default: float) -> float:
+        return (default if "router" in self.lora.targets else 0.0) if written is None else written
+
     def dump(self) -> dict[str, Any]:
         """All keys as plain JSON types, every None that has a meaning resolved. Holds nothing of the environment."""
         data = self.model_dump(mode="json")
         data["model"]["dtype"] = self.model.compute_dtype
         data["train"].update(bf16=self.bf16, eval_strategy=self.eval_strategy, eval_steps=self.eval_steps)
+        data["moe"].update(balance_loss=self.balance_loss, z_loss=self.z_loss)
         data["output"]["dir"] = str(self.output_dir)
         return data

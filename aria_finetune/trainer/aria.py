@@ -1,4 +1,4 @@
-"""The trainer for Aria: image features outside the graph, fp32 adapters, one order of rows, sound numbers.
+"""The trainer for Aria: image features from a forward of our own, fp32 adapters, one order of rows, sound numbers.
 
 A subclass and nothing else; TRL's loss and metrics (of labels that we score) and the Trainer's loop stay as they are. Knows the
 batch that the collator makes, not files or recipes.
@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,16 @@ from aria_finetune.data.packing import MicroBatches
 from aria_finetune.errors import TooManyRejects
 from aria_finetune.interruption import Interruption, shield_worker
 from aria_finetune.memory import peak_memory_gib
+from aria_finetune.model.absent import MODULES
 from aria_finetune.model.documents import document_places
 from aria_finetune.model.dropout import assign_packed_rows, assign_rows, row_seed
-from aria_finetune.model.lora import adapter_state
+from aria_finetune.model.lora import MAGNITUDE, adapter_state
 from aria_finetune.model.vision import as_encoder_outputs, image_features
 from aria_finetune.trainer.guards import NumberGuard
-from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is_empty, raise_carried
+from aria_finetune.trainer.learning_rates import speed_up
+from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is_empty, raise_carried, real_tokens
 from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
+from aria_finetune.trainer.routing import RoutingAccount
 from aria_finetune.trainer.scored_head import ScoredHeadModel
 from aria_finetune.trainer.waiting import DataWait
 
@@ -45,21 +48,23 @@ OVER_SESSIONS = ("train_samples_per_second", "train_steps_per_second", "total_fl
 
 
 @dataclass(frozen=True)
-class RowCounts:
-    """How many rows there are; training rows come first, evaluation rows behind them."""
+class Feed:
+    """How many rows there are, training rows first and evaluation rows behind them, and those of each micro-batch."""
 
     train: int
     evaluation: int
+    batches: MicroBatches
 
 
 @dataclass(frozen=True)
 class Watching:
-    """Who watches a run: its numbers, its unreadable rows, signals; `say` prints a line for the user."""
+    """Who watches a run: its numbers, its unreadable rows, signals, routing; `say` prints a line for the user."""
 
     guard: NumberGuard
     skipped: SkippedRows
     interruption: Interruption = field(default_factory=Interruption)
     say: Callable[[str], None] = print
+    routing: RoutingAccount | None = None
 
 
 class AriaTrainer(ResumableTrainer):
@@ -69,12 +74,12 @@ class AriaTrainer(ResumableTrainer):
         model: Aria with fp32 adapters.
         args: TRL's configuration; `dataset_kwargs` must skip preparation.
         collator: makes batches from features `{"row": index}`.
-        rows: how many there are.
-        batches: gives the rows of the micro-batches of an epoch.
+        feed: which rows there are, and how an epoch is cut up into micro-batches.
         processor: saved beside the adapter.
-        watching: guards against bad numbers and bad rows, and knows of signals.
+        watching: guards against bad numbers and bad rows, knows of signals, and of what routers are trained on and do.
         keeping: how checkpoints are kept.
         callbacks: of transformers' Trainer.
+        loraplus_lr_ratio: of the learning rate of B matrices over that of all else; None for the same.
     """
 
     def __init__(
@@ -83,12 +88,12 @@ class AriaTrainer(ResumableTrainer):
         args: SFTConfig,
         collator: Callable[[Sequence[Mapping[str, int]]], Batch],
         *,
-        rows: RowCounts,
-        batches: MicroBatches,
+        feed: Feed,
         processor: AriaProcessor,
         watching: Watching,
         keeping: Keeping | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        loraplus_lr_ratio: float | None = None,
     ) -> None:
         # TRL rounds the adapters of a 4-bit model to bf16, where AdamW at 5e-5 moves 4 entries in 10 and a
         # resumed run differs. They are put back as they were.
@@ -97,8 +102,8 @@ class AriaTrainer(ResumableTrainer):
             model=model,
             args=args,
             data_collator=ErrorsAsBatches(collator),
-            train_dataset=Dataset.from_dict({"row": list(range(rows.train))}),
-            eval_dataset=_dataset(range(rows.train, rows.train + rows.evaluation)),
+            train_dataset=Dataset.from_dict({"row": list(range(feed.train))}),
+            eval_dataset=_dataset(range(feed.train, feed.train + feed.evaluation)),
             processing_class=processor,
             callbacks=callbacks,
             keeping=keeping,
@@ -106,8 +111,11 @@ class AriaTrainer(ResumableTrainer):
         )
         for name, parameter in adapter_state(model).items():
             parameter.data = adapters[name]
-        self._batches = batches
+        self._batches = feed.batches
+        self._loraplus_lr_ratio = loraplus_lr_ratio
         self._watching = watching
+        self._routing = watching.routing
+        self._step_tokens = 0
         self._waiting = DataWait(self.args.dataloader_num_workers, watching.say)
         self._trained = TrainedCheck(adapters)
         self.seen: Counter[str] = Counter()
@@ -115,6 +123,18 @@ class AriaTrainer(ResumableTrainer):
         self._logged_step = self._empty_steps = self._rows_before = 0
         self._logged_at = time.monotonic()
         self._started_step = 0
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, once; with B matrices in groups of their own where they learn faster."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if made and self._loraplus_lr_ratio is not None:
+            speed_up(optimizer, dict(self.model.named_parameters()), self._loraplus_lr_ratio)
+        return optimizer
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The Trainer's, but for DoRA's magnitudes: decay pulls what is learned to zero, and a magnitude of zero is no weight at all."""
+        return [name for name in super().get_decay_parameter_names(model) if MAGNITUDE not in name]
 
     def get_train_dataloader(self) -> Any:
         """A loader of the micro-batches; the Trainer's own knows none of different numbers of rows."""
@@ -155,7 +175,9 @@ class AriaTrainer(ResumableTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
         for batch in batch_samples:
             raise_carried(batch)
-        return super()._get_num_items_in_batch([batch for batch in batch_samples if not is_empty(batch)], device)
+        full = [batch for batch in batch_samples if not is_empty(batch)]
+        self._step_tokens = sum(map(real_tokens, full))
+        return super()._get_num_items_in_batch(full, device)
 
     def training_step(self, model: PeftModel, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Loss and gradient of a micro-batch; one whose rows were all unreadable has none."""
@@ -180,7 +202,7 @@ class AriaTrainer(ResumableTrainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 (TRL's signature)
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """TRL's loss, with the features of the frozen vision tower computed first and without gradient."""
+        """TRL's loss, with image features computed first, and without gradient unless tower or projector are trained."""
         tiles = {key: inputs.pop(key) for key in TILE_KEYS if key in inputs}
         rows, lengths = inputs.pop("rows").tolist(), inputs.pop("lengths", None)
         aria = self.accelerator.unwrap_model(model).get_base_model()
@@ -197,10 +219,20 @@ class AriaTrainer(ResumableTrainer):
         if lengths is not None:
             inputs |= document_places(lengths, inputs["input_ids"].device)
         called = ScoredHeadModel(model, aria, self.accelerator.autocast)
-        result = super().compute_loss(called, inputs, return_outputs, num_items_in_batch)
+        with self._routed(inputs):
+            result = super().compute_loss(called, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
+        if self.model.training and not loss.requires_grad:
+            loss.requires_grad_()  # a micro-batch without a picture, where nothing but the tower or the projector is trained
         self._watching.guard.check_loss(loss.item(), rows, self._place())
         return result
+
+    def _routed(self, inputs: Batch) -> AbstractContextManager[None]:
+        """The forward of a micro-batch, of which the account of routing is to know."""
+        if self._routing is None or not self.model.training:
+            return nullcontext()
+        tokens = real_tokens(inputs)
+        return self._routing.watch.recording(inputs.get("attention_mask"), tokens, tokens / self._step_tokens)
 
     def _place(self) -> str:
         step = self.state.global_step
@@ -208,9 +240,7 @@ class AriaTrainer(ResumableTrainer):
 
     def _count(self, inputs: Batch, tiles: Batch, *, rows: int) -> None:
         self.seen["rows"] += rows
-        self.seen["tokens"] += int(
-            inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-        )
+        self.seen["tokens"] += real_tokens(inputs)
         self.seen["labels"] += int((inputs["labels"] != IGNORED).sum())
         self.seen["tiles"] += len(tiles.get("tile_order", ()))
 
@@ -240,6 +270,8 @@ class AriaTrainer(ResumableTrainer):
             logs["tokens_per_second"] = (self.seen["tokens"] - self._logged["tokens"]) / seconds
             logs["images_per_second"] = (self.seen["tiles"] - self._logged["tiles"]) / seconds
             logs["data_wait_share"] = self._waiting.take(seconds)
+            if self._routing is not None:
+                logs |= self._routing.take(self.state.global_step, self._watching.say)
             logs["peak_memory_gib"] = peak_memory_gib(self.args.device.type)
             logs["seconds_left"] = self._seconds_left(now)
             self._logged, self._logged_at = Counter(self.seen), now
@@ -271,9 +303,14 @@ class AriaTrainer(ResumableTrainer):
         """Optimizer steps of one pass over the rows."""
         return math.ceil(len(self._batches) / int(self.args.gradient_accumulation_steps))
 
+    def take_account(self, routing: RoutingAccount) -> None:
+        """Keep another account of routing from now on."""
+        self._routing = routing
+
     def meters(self) -> dict[str, Any]:
         """What was added up, as JSON values."""
-        return {**super().meters(), "seen": dict(self.seen), "empty_steps": self._empty_steps}
+        routing = self._routing.state() if self._routing is not None else None
+        return {**super().meters(), "seen": dict(self.seen), "empty_steps": self._empty_steps, "routing": routing}
 
     def restore_meters(self, meters: Mapping[str, Any]) -> None:
         """Take over what `meters` gave."""
@@ -281,6 +318,8 @@ class AriaTrainer(ResumableTrainer):
         self.seen = Counter(meters["seen"])
         self._logged = Counter(self.seen)
         self._logged_step, self._empty_steps = meters["last_logged_step"], meters["empty_steps"]
+        if self._routing is not None and meters["routing"] is not None:
+            self._routing.restore(meters["routing"])
 
     def skipped_reasons(self) -> dict[str, int]:
         """Training rows that could not be read, by reason."""
@@ -322,7 +361,14 @@ class AriaTrainer(ResumableTrainer):
         save_adapter(model, folder, self.processing_class)
         # The best checkpoint was checked when it was sealed, and may rightly be from before the first update.
         if self.seen["updates"] and not self.best_loaded:
-            self._trained.check(adapter_state(model))
+            self._trained.check(self._reached(model))
+
+    def _reached(self, model: PeftModel) -> dict[str, torch.Tensor]:
+        """Adapters that rows so far have had something for: without a picture yet, none of tower and projector."""
+        state = adapter_state(model)
+        if self.seen["tiles"]:
+            return state
+        return {name: tensor for name, tensor in state.items() if not any(part in name for part in MODULES["vision"])}
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none into checkpoints: a card belongs to what is exported."""

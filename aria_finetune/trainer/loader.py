@@ -37,6 +37,11 @@ class ErrorsAsBatches:
             return {"user_error": error}
 
 
+def real_tokens(batch: Batch) -> int:
+    """Tokens of a batch that are not padding."""
+    return int(batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel())
+
+
 def raise_carried(batch: Batch) -> None:
     """Raise the error that a batch carries, if it does."""
     if "user_error" in batch:

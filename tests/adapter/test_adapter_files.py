@@ -82,6 +82,28 @@ def test_the_delta_is_scaled_b_times_a(tmp_path: Path, dtype: torch.dtype) -> No
     np.testing.assert_allclose(delta.numpy(), 1.5 * (b @ a), rtol=0, atol=1e-6 * np.abs(b @ a).max())
 
 
+def test_the_rows_of_dora_get_the_lengths_it_has_learned(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(5)
+    lengths, changed = torch.rand(7, generator=random), torch.randn(7, 10, generator=random)
+    files = open_adapter(write(tmp_path, pair() | {f"{STEM}.lora_magnitude_vector": lengths}, use_dora=True))
+    found = files.rescaled(HUB, changed).double().numpy()
+    exact = changed.double().numpy()
+    due = exact * (lengths.double().numpy() / np.linalg.norm(exact, axis=1))[:, None]
+    np.testing.assert_allclose(found, due, rtol=1e-6, atol=0)
+    zero = torch.zeros(7, 10)
+    assert torch.equal(files.rescaled(HUB, zero), zero)
+    assert torch.equal(open_adapter(write(tmp_path, pair())).rescaled(HUB, changed), changed)
+
+
+def test_dora_without_its_magnitudes(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, pair(), use_dora=True))
+    assert "not pairs of A and B with a magnitude" in message
+    assert f"{STEM}.lora_magnitude_vector" in message
+    files = open_adapter(write(tmp_path, pair() | {f"{STEM}.lora_magnitude_vector": torch.ones(1)}, use_dora=True))
+    with pytest.raises(UserError, match="not one for each of its rows"):
+        files.rescaled(HUB, torch.ones(7, 10))
+
+
 @pytest.mark.parametrize(
     ("stem", "name"),
     [
@@ -135,7 +157,6 @@ def test_a_configuration_without_rank_or_alpha(tmp_path: Path, config: dict[str,
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"use_dora": True}, "DoRA"),
         ({"modules_to_save": ["lm_head"]}, "whole modules"),
         ({"bias": "all"}, "trained biases"),
         ({"bias": "lora_only"}, "trained biases"),
@@ -143,7 +164,7 @@ def test_a_configuration_without_rank_or_alpha(tmp_path: Path, config: dict[str,
         ({"alpha_pattern": {"q_proj": 2}}, "alpha that differs"),
         ({"init_lora_weights": "pissa_niter_16"}, "pissa_niter_16"),
         ({"init_lora_weights": "OLoRA"}, "changes the base"),
-        ({"use_dora": True, "bias": "all"}, "DoRA, trained biases"),
+        ({"lora_bias": True, "bias": "all"}, "biases, trained biases"),
         *(({key: [1]}, meaning) for key, meaning in UNSUPPORTED.items()),
     ],
 )
@@ -186,3 +207,43 @@ def test_a_truncated_file(tmp_path: Path, kept: float) -> None:
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * kept)])
     assert "can't be read" in refusal(tmp_path)
+
+
+EXPERTS = "base_model.model.model.language_model.layers.3.mlp.experts"
+
+
+def expert_pairs(experts: int = 6, rank: int = 4, into: int = 10, out: int = 7) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"{stem}.lora_{matrix}.weight": torch.randn(shape, generator=generator)
+        for stem in (EXPERTS, f"{EXPERTS}.base_layer")
+        for matrix, shape in (("A", (experts * rank, into)), ("B", (out, rank * experts)))
+    }
+
+
+def test_the_changes_of_routed_experts(tmp_path: Path) -> None:
+    """PEFT's layout: the rows of A by expert, the columns of B expert after expert within each rank."""
+    tensors = expert_pairs()
+    files = open_adapter(write(tmp_path, tensors))
+    hub = "language_model.model.layers.3.mlp.experts"
+    assert files.pairs == {f"{hub}.fc1.weight": f"{EXPERTS}.base_layer", f"{hub}.fc2.weight": EXPERTS}
+    for name, stem in files.pairs.items():
+        assert files.shape(name) == (6, 10, 7)
+        a, b = (tensors[f"{stem}.lora_{matrix}.weight"].double().numpy() for matrix in "AB")
+        for expert, delta in enumerate(files.deltas(name)):
+            due = sum(1.5 * np.outer(a[expert * 4 + rank], b[:, rank * 6 + expert]) for rank in range(4))
+            assert delta.dtype == torch.float32
+            np.testing.assert_allclose(delta.numpy(), due, rtol=0, atol=1e-6 * np.abs(due).max())
+        assert expert == 5
+
+
+@pytest.mark.parametrize("kept", [EXPERTS, f"{EXPERTS}.base_layer"])
+def test_one_pair_of_routed_experts_alone_could_be_of_either_weight(tmp_path: Path, kept: str) -> None:
+    tensors = {name: tensor for name, tensor in expert_pairs().items() if name.rpartition(".lora_")[0] == kept}
+    assert "does not say of which" in refusal(write(tmp_path, tensors))
+
+
+def test_pairs_of_routed_experts_that_the_rank_does_not_divide(tmp_path: Path) -> None:
+    files = open_adapter(write(tmp_path, expert_pairs(experts=3, rank=2)))
+    with pytest.raises(UserError, match="6 rows in A and 6 columns in B, at a rank of 4"):
+        files.shape("language_model.model.layers.3.mlp.experts.fc1.weight")

@@ -20,6 +20,7 @@ COPIED = {
     ADAPTER_WEIGHTS,
     "chat_template.jinja",
     "processor_config.json",
+    "rope.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }

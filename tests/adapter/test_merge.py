@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AriaForConditionalGeneration, AriaProcessor
 
 from aria_finetune.adapter.files import open_adapter
@@ -31,9 +32,24 @@ PLANS = {
     "rank 4": LoraPlan(rank=4, alpha=8),
     "rank-stabilised": LoraPlan(rank=16, alpha=8, rslora=True),
     "router": LoraPlan(targets=("router",), rank=2, alpha=4),
+    "shared experts": LoraPlan(targets=("shared_experts",), rank=4, alpha=8),
+    "experts": LoraPlan(targets=("experts",), rank=2, alpha=4),
+    "rank-stabilised experts": LoraPlan(targets=("experts", "router"), rank=4, alpha=6, rslora=True),
+    "everything in one layer": LoraPlan(
+        targets=("attention", "router", "shared_experts", "experts"), rank=4, alpha=8, layers=(1,)
+    ),
 }
-SCALING = {"rank 4": 8 / 4, "rank-stabilised": 8 / 4, "router": 4 / 2}
+SCALING = {
+    "rank 4": 8 / 4,
+    "rank-stabilised": 8 / 4,
+    "router": 4 / 2,
+    "shared experts": 8 / 4,
+    "experts": 4 / 2,
+    "rank-stabilised experts": 6 / 2,
+    "everything in one layer": 8 / 4,
+}
 """By hand: alpha / rank, or alpha / sqrt(16)."""
+DORA = LoraPlan(targets=("attention", "shared_experts"), rank=4, alpha=8, dora=True)
 
 
 def raw_tensors(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
@@ -62,13 +78,22 @@ def from_bf16(data: bytes, shape: list[int]) -> np.ndarray:
 def hub_deltas(adapter: Path, scaling: float) -> dict[str, np.ndarray]:
     """fp64 deltas by the names of hub-layout weights, straight from the adapter file."""
     tensors = {name: tensor.double().numpy() for name, tensor in load_file(adapter / ADAPTER_WEIGHTS).items()}
-    return {
-        name.replace("base_model.model.model.language_model", "language_model.model").replace(
-            "lora_A.weight", "weight"
-        ): (scaling * (tensors[name.replace("lora_A", "lora_B")] @ tensors[name]))
-        for name in tensors
-        if "lora_A" in name
-    }
+    rank = json.loads((adapter / ADAPTER_CONFIG).read_text())["r"]
+    deltas = {}
+    for name, a in tensors.items():
+        if "lora_A" not in name:
+            continue
+        b = tensors[name.replace("lora_A", "lora_B")]
+        weight = name.replace("base_model.model.model.language_model", "language_model.model")
+        if ".mlp.experts." in weight:
+            # What PEFT's `ParamWrapper.get_delta_weight` computes.
+            experts = len(a) // rank
+            delta = np.einsum("ore,eri->eio", b.reshape(len(b), rank, experts), a.reshape(experts, rank, -1))
+            weight = weight.replace("base_layer.lora_A", "fc1").replace("experts.lora_A", "experts.fc2")
+        else:
+            delta, weight = b @ a, weight.replace("lora_A.weight", "weight")
+        deltas[weight] = scaling * delta
+    return deltas
 
 
 def on_a_grid(adapter: Path) -> Path:
@@ -116,7 +141,8 @@ def test_weights_of_unlike_sides_in_several_files(
     changed = merge(adapter, tmp_path / "merged")
     deltas = hub_deltas(adapter, SCALING[plan])
     assert {tensor.name for tensor in changed} == set(deltas)
-    assert deltas["language_model.model.layers.2.mlp.router.weight"].shape == (16, 96)
+    if "router" in PLANS[plan].targets:
+        assert deltas["language_model.model.layers.1.mlp.router.weight"].shape == (16, 96)
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 3
     check_every_bit(base, tmp_path / "merged", deltas)
 
@@ -133,6 +159,24 @@ def test_a_trained_adapter_is_added_in_fp32(tiny_folder: Path, adapter: Path, tm
         assert torch.equal(after[name], (before[name].float() + delta).bfloat16()), name
         exact = before[name].double().numpy() + deltas[name]
         assert (np.abs(after[name].double().numpy() - exact) <= 2.0**-8 * np.abs(exact) + 1e-8).all(), name
+
+
+def test_dora_is_rounded_once(tiny_folder: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """Within one rounding of fp64, and the report has what the weights moved by."""
+    adapter = make_adapter(tiny_folder, DORA, deviation=0.1)
+    changed = {tensor.name: tensor for tensor in merge(adapter, tmp_path / "merged")}
+    before, after = load_file(tiny_folder / SINGLE), load_file(tmp_path / "merged" / SINGLE)
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
+    deltas = hub_deltas(adapter, 2.0)
+    assert changed.keys() == deltas.keys()
+    assert len(deltas) == 2 * 7
+    for name, delta in deltas.items():
+        stem = f"base_model.model.model.language_model.{name.removeprefix('language_model.model.')}"
+        length = tensors[stem.replace("weight", "lora_magnitude_vector")].double().numpy()
+        weight = before[name].double().numpy() + delta
+        due = weight * (length / np.linalg.norm(weight, axis=1))[:, None]
+        assert (np.abs(after[name].double().numpy() - due) <= 2.0**-8 * np.abs(due) + 1e-8).all(), name
+        assert changed[name].delta_norm == pytest.approx(np.linalg.norm(due - before[name].double().numpy()), rel=1e-4)
 
 
 def rows_with_pictures(processor: AriaProcessor) -> dict[str, torch.Tensor]:
@@ -161,7 +205,7 @@ def fp32_bases(fp32_folder: Path, odd_bases: dict[torch.dtype, Path]) -> dict[st
     return {"tiny": fp32_folder, "odd": odd_bases[torch.float32]}
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [*PLANS, "DoRA"])
 @pytest.mark.parametrize("kind", ["tiny", "odd"])
 def test_the_merged_model_says_what_base_and_adapter_say(
     kind: str,
@@ -172,7 +216,7 @@ def test_the_merged_model_says_what_base_and_adapter_say(
     tmp_path: Path,
 ) -> None:
     base = fp32_bases[kind]
-    adapter = make_adapter(base, PLANS[plan])
+    adapter = make_adapter(base, PLANS.get(plan, DORA))
     merge(adapter, tmp_path / "merged")
     merged, report = AriaForConditionalGeneration.from_pretrained(
         tmp_path / "merged", dtype=torch.float32, output_loading_info=True
@@ -389,3 +433,32 @@ class TestNF4Base:
         error = refusal(trained, tmp_path / "merged")
         assert "trained on an NF4 checkpoint whose original weights can't be opened" in error.message
         assert error.fix == "name the original weights with --base"
+
+
+def test_a_stack_of_experts_is_merged_one_expert_at_a_time(
+    tiny_folder: Path, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    """The only tensor as large as the stack is the result, in the dtype of the base."""
+    adapter = make_adapter(tiny_folder, PLANS["experts"])
+    stack, largest = 64 * 64 * 64, [0]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.dtype == torch.float32:
+                largest[0] = max(largest[0], made.numel())
+            return made
+
+    with Watch():
+        merged = merge(adapter, tmp_path / "merged")
+    assert len(merged) == 4
+    assert 0 < largest[0] < stack / 8
+
+
+def test_experts_of_another_shape_are_refused(
+    odd_bases: dict[torch.dtype, Path], tiny_folder: Path, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_folder, PLANS["experts"])
+    error = refusal(adapter, tmp_path / "merged", odd_bases[torch.bfloat16])
+    assert "fc1.weight is (16, 96, 64) in the base and (64, 64, 128) in the adapter" in error.message
+    assert "--base" in str(error.fix)

@@ -36,7 +36,7 @@ def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path, record_pro
     assert kernels == {
         "gather", "combine", "combine weighted", "swiglu", "swiglu backward", "unpack gate_up", "unpack down",
         "matmul gate_up", "matmul gate_up transposed", "matmul down", "matmul down transposed",
-        "matmul fp32", "matmul fp32 transposed",
+        "matmul fp32", "matmul fp32 transposed", "matmul down to a rank", "matmul up and added", "outer", "outer fp32",
     }  # fmt: skip
     for line in lines:
         cells = [cell.split("/") for cell in line[38:].replace(" / ", "/").split()]

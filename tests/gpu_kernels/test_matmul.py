@@ -66,6 +66,37 @@ def test_sides_that_are_no_multiples_of_a_tile(
     check(device, [3, 0, 20, 9], sides, dtype, way)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sides", [(8, 80), (4, 64), (64, 40)])
+def test_a_product_may_be_added_to_what_is_there(sides: tuple[int, int], dtype: torch.dtype, device: str) -> None:
+    """Of a rank with a width; summed in fp32 and rounded once."""
+    counts = [3, 0, 20, 9]
+    end = torch.tensor(counts, device=device).cumsum(0).int()
+    for way in ways():
+        if way == "grouped_mm" or (way == "triton" and not for_triton(torch.empty(0, device=device))):
+            continue
+        for transposed in (False, True):
+            shape = (sides[1], sides[0]) if transposed else sides
+            weight = random_tensor(device, len(counts), *shape, dtype=dtype, seed=1)
+            rows = random_tensor(device, sum(counts), sides[0], dtype=dtype)
+            there = random_tensor(device, sum(counts), sides[1], dtype=dtype, seed=2)
+            due = there.double() + product(rows, weight, counts, transposed=transposed)
+            found = grouped_matmul(
+                rows, weight, end, transposed=transposed, output_SO=there, add=True, way=way, tiling=SMALL
+            )
+            assert found is there
+            assert_close(found, due)
+
+
+def test_what_can_not_be_added(device: str) -> None:
+    rows, weight = torch.empty(4, 16, device=device), torch.empty(1, 16, 32, device=device)
+    end = torch.tensor([4], dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match="nothing to add to"):
+        grouped_matmul(rows, weight, end, add=True)
+    with pytest.raises(ValueError, match="grouped_mm adds nothing"):
+        grouped_matmul(rows, weight, end, add=True, output_SO=torch.empty(4, 32, device=device), way="grouped_mm")
+
+
 @pytest.mark.parametrize("tiling", [Tiling(32, 16, 64, 4, 3), Tiling(16, 64, 16, 2, 1)])
 def test_other_tilings(tiling: Tiling, device: str) -> None:
     if not for_triton(torch.empty(0, device=device)):

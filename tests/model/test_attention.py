@@ -155,14 +155,29 @@ def test_no_mask_is_made_where_nothing_is_masked() -> None:
     assert documents_mask(2, 1, 30, q_offset=29) is None
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_with_padding_the_mask_is_that_of_sdpa(side: str) -> None:
+def test_with_padding_before_a_row_the_mask_is_that_of_sdpa() -> None:
     padding = torch.ones(2, 30, dtype=torch.bool)
-    padding[1, slice(0, 9) if side == "left" else slice(21, 30)] = False
+    padding[1, :9] = False
     found = documents_mask(2, 30, 30, attention_mask=padding)
     due = sdpa_mask(2, 30, 30, attention_mask=padding)
     assert found is not None
     assert torch.equal(found, due)
+
+
+def test_padding_behind_rows_takes_no_mask_however_long_they_are(
+    model: AriaForConditionalGeneration, packed_ids: torch.Tensor
+) -> None:
+    """(2, 1, 65,536, 65,536) would be 8 GiB. No token sees padding behind it, so real ones are what sdpa makes of them."""
+    lengths = torch.tensor([65_536, 40_000])
+    assert documents_mask(2, 65_536, 65_536, attention_mask=torch.arange(65_536) < lengths[:, None]) is None
+    padding = (torch.arange(TOKENS) < torch.tensor([TOKENS, TOKENS - 17])[:, None]).long()
+    ids = packed_ids.expand(2, TOKENS)
+    with torch.no_grad():
+        found, due = (
+            with_attention(model, name)(input_ids=ids, attention_mask=padding, use_cache=False).logits
+            for name in (DOCUMENTS, "sdpa")
+        )
+    assert torch.allclose(found[padding.bool()].float(), due[padding.bool()].float(), atol=1e-4)
 
 
 def test_positions_that_begin_anew_make_borders_and_no_mask(

@@ -23,7 +23,7 @@ from aria_finetune.model.dropout import (
     row_seed,
 )
 from aria_finetune.model.loading import load_model
-from aria_finetune.model.lora import LoraPlan, add_lora, set_attention_dropout
+from aria_finetune.model.lora import LoraPlan, add_lora, set_dropout
 
 HIDDEN = 64
 
@@ -284,7 +284,7 @@ def test_without_dropout_there_is_nothing_to_assign() -> None:
     model = nn.Linear(2, 2)
     assert row_randomness(model) is None
     assign_rows(model, [1], padded(3))
-    set_attention_dropout(model, 0.5)
+    set_dropout(model, 0.5, ["attention"])
     assert row_randomness(model) is None
 
 

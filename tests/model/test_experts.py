@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,14 +197,14 @@ def test_a_checkpointed_layer_computes_its_experts_once(
     """
     computed: list[AriaExperts] = []
     home = {LEAN: experts_module, GROUPED: grouped_module}[way]
-    output = home._output  # type: ignore[attr-defined]
+    computation = home._COMPUTATION  # type: ignore[attr-defined]
 
     def counted(module: AriaExperts, *batch: Any) -> torch.Tensor:
         computed.append(module)
-        found: torch.Tensor = output(module, *batch)
+        found: torch.Tensor = computation.output(module, *batch)
         return found
 
-    monkeypatch.setattr(home, "_output", counted)
+    monkeypatch.setattr(home, "_COMPUTATION", replace(computation, output=counted))
 
     def trained(*, checkpointing: bool) -> dict[str, torch.Tensor]:
         base = load_model(str(tiny_folder), implementation=way, experts=held).model

@@ -15,17 +15,32 @@ from safetensors.torch import load_file, save_file
 from transformers import AriaForConditionalGeneration
 
 from aria_finetune.errors import UserError
+from aria_finetune.model.experts import LEAN
+from aria_finetune.model.grouped_experts import GROUPED
 from aria_finetune.model.loading import Experts, load_model
-from aria_finetune.model.lora import LoraPlan, Target, adapter_state, add_lora, expected_keys, load_adapter, saved_names
+from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora, expected_keys, load_adapter, saved_names
+from aria_finetune.model.targets import Target
 from aria_finetune.tiny.architecture import tiny_config
 
-TARGETS: list[tuple[Target, ...]] = [("attention",), ("router",), ("attention", "router")]
+TARGETS: list[tuple[Target, ...]] = [
+    ("attention",),
+    ("router",),
+    ("shared_experts",),
+    ("experts",),
+    ("attention", "router", "shared_experts", "experts"),
+]
+PLACES_OF = {
+    "attention": [f"self_attn.{side}_proj" for side in "qkvo"],
+    "router": ["mlp.router"],
+    "shared_experts": [f"mlp.shared_experts.{side}_proj" for side in ("gate", "up", "down")],
+    "experts": ["mlp.experts", "mlp.experts.base_layer"],
+}
 Fill = Callable[..., PeftModel]
 
 
 def adapted_model(folder: Path, plan: LoraPlan, *, experts: Experts = "bf16", seed: int = 0) -> PeftModel:
     dtype = torch.float32 if experts == "fp32" else torch.bfloat16
-    model = load_model(str(folder), experts=experts, dtype=dtype).model
+    model = load_model(str(folder), experts=experts, dtype=dtype, implementation=LEAN).model
     return add_lora(model, plan, base_name="rhymes-ai/Aria", seed=seed)
 
 
@@ -44,8 +59,8 @@ def adapter(tiny_folder: Path, pretend_trained: Fill, tmp_path: Path) -> Path:
 def test_the_saved_keys_are_the_expected_ones(tiny_folder: Path, tmp_path: Path, targets: tuple[Target, ...]) -> None:
     model = adapted_model(tiny_folder, LoraPlan(targets=targets, rank=2))
     saved = load_file(save(model, tmp_path / "adapter") / "adapter_model.safetensors")
-    assert set(saved) == expected_keys(2, targets) == set(saved_names(model))
-    assert len(saved) == 2 * 2 * (4 * ("attention" in targets) + ("router" in targets))
+    assert set(saved) == expected_keys(range(2), targets) == set(saved_names(model))
+    assert len(saved) == 2 * 2 * sum(len(PLACES_OF[target]) for target in targets)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
@@ -59,18 +74,16 @@ def test_adapters_are_in_the_decoder_only(tiny_folder: Path, targets: Sequence[T
     wrapped = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     decoder = "base_model.model.model.language_model.layers"
     assert wrapped == {
-        f"{decoder}.{layer}.{place}"
-        for layer in range(2)
-        for target in targets
-        for place in (["mlp.router"] if target == "router" else [f"self_attn.{side}_proj" for side in "qkvo"])
+        f"{decoder}.{layer}.{place}" for layer in range(2) for target in targets for place in PLACES_OF[target]
     }
     assert {parameter.dtype for parameter in adapter_state(model).values()} == {torch.float32}
 
 
-def test_a_fresh_adapter_changes_nothing(tiny_folder: Path, ids: torch.Tensor) -> None:
+@pytest.mark.parametrize("targets", TARGETS)
+def test_a_fresh_adapter_changes_nothing(tiny_folder: Path, ids: torch.Tensor, targets: tuple[Target, ...]) -> None:
     with torch.no_grad():
-        base = load_model(str(tiny_folder), experts="bf16").model(input_ids=ids).logits
-        assert torch.equal(adapted_model(tiny_folder, LoraPlan()).eval()(input_ids=ids).logits, base)
+        base = load_model(str(tiny_folder), experts="bf16", implementation=LEAN).model(input_ids=ids).logits
+        assert torch.equal(adapted_model(tiny_folder, LoraPlan(targets)).eval()(input_ids=ids).logits, base)
 
 
 def test_the_seed_decides_the_start(tiny_folder: Path) -> None:
@@ -82,7 +95,7 @@ def test_the_seed_decides_the_start(tiny_folder: Path) -> None:
     assert not any(first[name].any() for name in first if "lora_B" in name)
 
 
-def test_dropout_acts_in_training_on_attention_only(
+def test_dropout_acts_in_training_on_linears_only(
     tiny_folder: Path, pretend_trained: Fill, tmp_path: Path, ids: torch.Tensor
 ) -> None:
     model = pretend_trained(adapted_model(tiny_folder, LoraPlan(dropout=0.5)), deviation=0.1)
@@ -140,13 +153,26 @@ def plain(folder: Path, dtype: torch.dtype) -> AriaForConditionalGeneration:
     return AriaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
 
 
-def test_plain_peft_gives_the_same_logits_in_fp32(tiny_folder: Path, adapter: Path, ids: torch.Tensor) -> None:
+@pytest.mark.parametrize("implementation", [LEAN, GROUPED])
+@pytest.mark.parametrize("layers", [None, (1,)])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_plain_peft_gives_the_same_logits_in_fp32(
+    tiny_folder: Path,
+    pretend_trained: Fill,
+    tmp_path: Path,
+    ids: torch.Tensor,
+    targets: tuple[Target, ...],
+    layers: tuple[int, ...] | None,
+    implementation: str,
+) -> None:
+    model = pretend_trained(adapted_model(tiny_folder, LoraPlan(targets, rank=4, alpha=8, layers=layers)))
+    adapter = save(model, tmp_path / "adapter")
     theirs = logits_of(PeftModel.from_pretrained(plain(tiny_folder, torch.float32), adapter), ids)
-    base = load_model(str(tiny_folder), experts="fp32", dtype=torch.float32).model
+    base = load_model(str(tiny_folder), experts="fp32", dtype=torch.float32, implementation=implementation).model
     without = logits_of(base, ids)
     ours = logits_of(load_adapter(base, str(adapter)), ids)
     assert (ours - theirs).abs().max() <= 1e-5
-    assert (ours - without).abs().max() > 0.05, "the adapter does nothing"
+    assert (ours - without).abs().max() > 0.02, "the adapter does nothing"
 
 
 def test_plain_peft_gives_the_same_logits_in_bf16_up_to_bf16(
@@ -224,4 +250,39 @@ def test_a_tensor_that_was_lost(tiny_folder: Path, adapter: Path) -> None:
 def test_the_folder_of_the_run_stands_for_its_adapter(tiny_folder: Path, adapter: Path, tmp_path: Path) -> None:
     shutil.copytree(adapter, tmp_path / "run" / "adapter")
     model = load_adapter(load_model(str(tiny_folder)).model, str(tmp_path / "run"))
-    assert set(saved_names(model)) == expected_keys(2, ("attention", "router"))
+    assert set(saved_names(model)) == expected_keys(range(2), ("attention", "router"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "one of their two projections alone"),
+        ({"alpha_pattern": {"mlp.experts": 4}}, "differ in rank or alpha"),
+    ],
+)
+def test_adapters_of_experts_that_are_not_ours(
+    tiny_folder: Path, tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    folder = save(adapted_model(tiny_folder, LoraPlan(("experts",), rank=2)), tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text()) | change
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        load_adapter(load_model(str(tiny_folder), implementation=LEAN).model, str(folder))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_adapters_of_experts_where_they_would_not_take_part(
+    tiny_folder: Path, tmp_path: Path, implementation: str
+) -> None:
+    folder = save(adapted_model(tiny_folder, LoraPlan(("experts",), rank=2)), tmp_path / "adapter")
+    with pytest.raises(UserError, match=f"experts that {implementation} computes can't have adapters") as caught:
+        load_adapter(load_model(str(tiny_folder), implementation=implementation).model, str(folder))
+    assert "moe.implementation" in str(caught.value.fix)
+
+
+def test_an_experts_adapter_whose_rank_is_another(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = save(adapted_model(tiny_folder, LoraPlan(("experts",), rank=4)), tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"r": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="can't be loaded"):
+        load_adapter(load_model(str(tiny_folder), implementation=LEAN).model, str(folder))

@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
+from peft.tuners.lora import LoraLayer
 
 from aria_finetune.model.components import components
 from aria_finetune.model.loading import Experts, load_model
-from aria_finetune.model.lora import LoraPlan, Target, adapter_state, add_lora
+from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora
+from aria_finetune.model.targets import Target
 from aria_finetune.planner.architecture import Architecture
 from aria_finetune.planner.resident import Adapter, Holding, adapter_bytes, model_components, nf4_bytes
 from aria_finetune.tiny import CHECKPOINT
@@ -39,15 +41,37 @@ def test_a_packed_tensor(weights: int) -> None:
     assert nf4_bytes(weights) == sum(tensor.nbytes for tensor in held)
 
 
-@pytest.mark.parametrize("targets", [("attention",), ("router",), ("attention", "router")])
-@pytest.mark.parametrize("rank", [1, 8])
-def test_the_adapter(targets: tuple[Target, ...], rank: int) -> None:
-    model = load_model("tiny", implementation="eager").model
-    adapted = add_lora(model, LoraPlan(targets, rank=rank), base_name="tiny", seed=0)
+@pytest.mark.parametrize(
+    "targets", [("attention",), ("router",), ("shared_experts",), ("experts",), ("attention", "router", "experts")]
+)
+@pytest.mark.parametrize(("rank", "layers"), [(1, None), (8, None), (8, (1,))])
+def test_the_adapter(targets: tuple[Target, ...], rank: int, layers: tuple[int, ...] | None) -> None:
+    model = load_model("tiny", implementation="lean").model
+    adapted = add_lora(model, LoraPlan(targets, rank=rank, layers=layers), base_name="tiny", seed=0)
     trained = sum(tensor.numel() for tensor in adapter_state(adapted).values())
-    adapter = Adapter(targets, rank)
+    adapter = Adapter(targets, rank, layers=None if layers is None else len(layers))
     assert adapter.parameters(ARCHITECTURE) == trained
     assert adapter_bytes(adapter, ARCHITECTURE) == (4 * trained, 4 * trained, 8 * trained)
+
+
+@pytest.mark.parametrize("targets", [("projector",), ("vision",), ("attention", "projector", "vision")])
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_of_tower_and_projector(targets: tuple[Target, ...], dora: bool) -> None:
+    base = load_model("tiny", implementation="eager").model
+    adapted = add_lora(base, LoraPlan(targets, rank=4, dora=dora), base_name="tiny", seed=0)
+    trained = sum(tensor.numel() for tensor in adapter_state(adapted).values())
+    assert Adapter(targets, 4, dora=dora).parameters(ARCHITECTURE) == trained
+
+
+def test_magnitudes_of_dora_are_counted() -> None:
+    targets: tuple[Target, ...] = ("attention", "shared_experts")
+    plan = LoraPlan(targets, rank=4, dora=True)
+    adapted = add_lora(load_model("tiny", implementation="eager").model, plan, base_name="tiny", seed=0)
+    trained = sum(tensor.numel() for tensor in adapter_state(adapted).values())
+    assert Adapter(targets, 4, dora=True).parameters(ARCHITECTURE) == trained
+    layer = adapted.base_model.model.model.language_model.layers[0]
+    linears = [module for module in layer.modules() if isinstance(module, LoraLayer)]
+    assert Adapter(targets, 4).outputs(ARCHITECTURE) == sum(linear.out_features for linear in linears)
 
 
 def test_what_is_not_loaded_or_not_on_the_device() -> None:

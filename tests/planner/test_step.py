@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from aria_finetune.model.targets import Target
 from aria_finetune.planner.architecture import Architecture, VisionTower
 from aria_finetune.planner.resident import Adapter, Holding, model_components
 from aria_finetune.planner.step import Batch, Execution, Setup
@@ -33,6 +35,15 @@ def test_the_whole_model_on_a_cpu_against_what_was_measured(
     """Peaks of benchmarks/full_size.py with 28 layers, above the bare process (benchmarks/results)."""
     peak = setup("cpu", "lean").peak(Batch(1, tokens, 32, images, lengths=1)).bytes / GIB
     assert peak == pytest.approx(measured, rel=0.05)
+
+
+def test_a_long_row_on_a_cpu_against_what_was_measured() -> None:
+    """The peak of benchmarks/long_rows.py: one layer, 480 images of which features are given, 4,096 labels."""
+    one = replace(
+        setup("cpu", "lean", vision=False, cached=True), architecture=replace(REAL, layers=1), adapter=ADAPTER
+    )
+    peak = one.peak(Batch(1, 65_536, 4096, {490: 480})).bytes / GIB
+    assert peak == pytest.approx(8.058, rel=0.1)
 
 
 @pytest.mark.parametrize(("tile", "measured"), [(490, 89), (980, 161)])
@@ -99,6 +110,30 @@ def test_longer_rows_and_larger_batches_take_more() -> None:
     assert peaks == sorted(set(peaks))
 
 
+@pytest.mark.parametrize(
+    "change", [{}, {"device": "cpu", "implementation": "lean"}, {"experts_at_a_time": 8}, {"offloading": True}]
+)
+@pytest.mark.parametrize("phase", ["loss", "backward"])
+def test_memory_is_linear_in_tokens_up_to_65536(change: dict[str, Any], phase: str) -> None:
+    """From where every tile is full, each 8,192 tokens take as much as the last, pictures and labels growing along."""
+    held = setup(**change)
+    sizes = []
+    for tokens in range(16_384, 65_537, 8192):
+        batch = Batch(1, tokens, tokens // 2, {490: tokens // 256}, lengths=1)
+        sizes.append(next(found.bytes for found in held.phases(batch) if found.name == phase))
+    steps = [after - before for before, after in pairwise(sizes)]
+    assert min(steps) > 0
+    assert max(steps) == pytest.approx(min(steps), rel=0.005)
+
+
+def test_a_row_of_65536_tokens_fits_a_card_of_80_gb() -> None:
+    """By hand, GiB: 8.75 of layer inputs (28 x 5 KiB a token), 12.7 of weights, and what one layer holds."""
+    batch = Batch(1, 65_536, 4096, {490: 480})
+    (backward,) = (found for found in setup(vision=False, cached=True).phases(batch) if found.name == "backward")
+    assert backward.parts["layer inputs"] == 28 * 5 * 1024 * 65_536
+    assert 30 < backward.bytes / GIB < 45
+
+
 def test_what_is_on_the_host_is_counted_there() -> None:
     hosted = setup(experts_on_host=True, embedding_on_host=True, implementation="lean")
     parts = {part.name: part for part in model_components(REAL, hosted.holding)}
@@ -112,3 +147,23 @@ def test_phases_of_pictures_and_evaluation_come_with_them() -> None:
     names = [phase.name for phase in setup().phases(Batch(1, 8192, 100, {980: 2}), Batch(1, 512, 8))]
     assert names == ["loading", "vision", "loss", "backward", "optimizer", "evaluation"]
     assert "vision" not in [phase.name for phase in setup(vision=False).phases(Batch(1, 8192, 100, {980: 2}))]
+
+
+def seeing(*targets: Target, **changes: Any) -> dict[str, int]:
+    """MiB that are kept of two small tiles from the forward of the tower to its backward, and in the tower meanwhile."""
+    made = replace(setup(**changes), adapter=Adapter(targets, 8))
+    phases = {phase.name: phase for phase in made.phases(Batch(1, 400, 8, {490: 2}), Batch(1, 400, 8, {490: 2}))}
+    assert "tower inputs" not in phases["evaluation"].parts
+    kept = phases["backward"].parts.get("tower inputs", 0)
+    assert phases["vision"].parts.get("tower inputs", 0) == kept
+    return {"kept": kept // 2**20, "tower": phases["vision"].parts["tower"] // 2**20}
+
+
+def test_what_a_trained_tower_keeps() -> None:
+    """By hand: 1225 patches of 1152 numbers in 16 bit are 2.7 MiB, on a CPU in fp32 twice that."""
+    assert seeing("attention")["kept"] == 0
+    assert seeing("projector")["kept"] == 5
+    assert seeing("vision")["kept"] == seeing("projector", "vision")["kept"] == 28 * 1225 * 1152 * 2 * 2 // 2**20
+    assert seeing("vision", device="cpu", implementation="lean")["kept"] == 28 * 1225 * 1152 * 4 * 2 // 2**20
+    assert seeing("vision", checkpointing=False)["kept"] > 10 * seeing("vision")["kept"]
+    assert seeing("vision")["tower"] == pytest.approx(3 * seeing("attention")["tower"], abs=3)

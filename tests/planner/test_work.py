@@ -28,6 +28,12 @@ def test_the_vision_tower(side: int, due: float) -> None:
     assert row_work(REAL, 300, 10, {side: 3}).vision == 3 * tile_work(REAL, side)
 
 
+@pytest.mark.parametrize(("checkpointing", "passes"), [(True, 3), (False, 2)])
+def test_a_tower_that_is_trained_has_a_backward(checkpointing: bool, passes: int) -> None:
+    work = row_work(REAL, 300, 10, {490: 2}, checkpointing=checkpointing, tower_trained=True)
+    assert work.vision == passes * 2 * tile_work(REAL, 490)
+
+
 def test_only_labels_reach_the_head() -> None:
     assert row_work(REAL, 100, 10, {}).head == pytest.approx(6 * 100_352 * 2560 * 10)
 

@@ -122,8 +122,18 @@ def test_a_switch_that_is_none_is_not_taken_for_a_folder(problems: Any, written:
 
 @pytest.mark.parametrize("target", ["projector", "vision"])
 def test_features_of_a_part_that_is_trained_are_never_kept(problems: Any, target: str) -> None:
-    """None of them can be trained yet; when one can, its features change with every update."""
-    assert problems(MINIMAL, f"lora.targets=[{target}]", "data.cache_image_features=true")
+    for cache in ("true", "features"):
+        (line,) = problems(MINIMAL, f"lora.targets=[attention,{target}]", f"data.cache_image_features={cache}")
+        assert "data.cache_image_features: keeps what frozen parts make of pictures" in line
+        assert f"{target} in lora.targets changes it with every update" in line
+
+
+def test_pissa_is_refused_with_its_reason(problems: Any) -> None:
+    (line,) = problems(MINIMAL, "lora.init=pissa")
+    assert "lora.init: pissa moves the largest part of each weight into the adapter" in line
+    assert "no NF4 base but its own" in line
+    assert "loftq keeps the base" in line
+    assert "must be one of default, loftq" in problems(MINIMAL, "lora.init=gaussian")[0]
 
 
 def test_an_empty_section_is_all_defaults(load: Any) -> None:
@@ -238,13 +248,20 @@ train:
         ("lora.targets=[]", "needs at least one entry (you wrote an empty list)"),
         ("lora.targets=[router, router]", "names the same thing twice (you wrote a list)"),
         ("lora={}", None),
-        ("lora=[1]", "must hold the keys targets, rank, alpha, dropout, rslora (you wrote a list)"),
+        ("lora.loraplus_lr_ratio=0.5", "must be at least 1 (you wrote 0.5)"),
+        ("lora.loraplus_lr_ratio=16", None),
+        (
+            "lora=[1]",
+            "must hold the keys targets, rank, alpha, dropout, rslora, layers, dora, init, loraplus_lr_ratio (you wrote a list)",
+        ),
         ("train.learning_rate=.nan", "must be a finite number (you wrote nan)"),
         ("train.learning_rate=1e999", "must be a finite number (you wrote inf)"),
         ("train.learning_rate=0", "must be above 0 (you wrote 0)"),
         ("train.learning_rate=1", None),
         ("train.max_steps=0", "must be at least 1, or -1 for no limit (you wrote 0)"),
         ("train.max_steps=1e3", "must be a whole number (you wrote 1000.0); did you mean 1000?"),
+        ("train.neftune_noise_alpha=0", "must be above 0 (you wrote 0)"),
+        ("train.neftune_noise_alpha=5", None),
         ("train.save_strategy=no", None),
         ("train.save_strategy=false", "must be one of no, steps, epoch (you wrote false)"),
         ("train.save_total_limit=", None),
@@ -262,10 +279,11 @@ def test_types_are_strict(load: Any, problems: Any, override: str, message: str 
     assert line.endswith(message)
 
 
-@pytest.mark.parametrize("part", ["shared_experts", "experts", "projector", "vision"])
-def test_parts_that_are_not_supported_yet_say_so(problems: Any, part: str) -> None:
-    (line,) = problems(f"{MINIMAL}lora:\n  targets: [attention, {part}]\n")
-    assert line.startswith(f"recipe.yaml:4: lora.targets.1: {part} is a part of Aria that can't be trained yet")
+def test_every_part_of_aria_that_has_adapters_is_known_by_name(load: Any, problems: Any) -> None:
+    parts = ("attention", "router", "shared_experts", "experts", "projector", "vision")
+    assert load(MINIMAL, f"lora.targets=[{','.join(parts)}]").lora.targets == parts
+    (line,) = problems(f"{MINIMAL}lora:\n  targets: [attention, lm_head]\n")
+    assert line.startswith(f"recipe.yaml:4: lora.targets.1: must be one of {', '.join(parts)} (you wrote 'lm_head')")
 
 
 @pytest.mark.parametrize(
@@ -278,6 +296,8 @@ def test_parts_that_are_not_supported_yet_say_so(problems: Any, part: str) -> No
         ("train.grad_accum", "train.gradient_accumulation_steps"),
         ("train.epochs", "train.num_train_epochs"),
         ("train.rank", "lora.rank"),
+        ("lora.use_dora", "lora.dora"),
+        ("lora.init_lora_weights", "lora.init"),
         ("model.lora_r", "lora.rank"),
         ("data.seed", "train.seed"),
         ("lr", "train.learning_rate"),
@@ -291,6 +311,13 @@ def test_an_unknown_key_gets_the_nearest_name(problems: Any, key: str, meant: st
     (line,) = problems(MINIMAL, f"{key}=1")
     assert line.startswith("(override) ")
     assert line.endswith(f"unknown key; did you mean {meant}?")
+
+
+@pytest.mark.parametrize("key", ["lora.modules_to_save", "modules_to_save", "train.modules_to_save"])
+def test_what_can_not_be_trained_is_refused_with_its_reason(problems: Any, key: str) -> None:
+    (line,) = problems(MINIMAL, f"{key}=[lm_head]")
+    assert "unknown key: embedding and lm_head can't be trained" in line
+    assert "slices of a frozen head" in line
 
 
 def test_the_value_of_an_unknown_key_is_not_shown(problems: Any) -> None:

@@ -142,3 +142,82 @@ def test_experts_in_host_memory_are_nf4_and_not_unpacked_by_others() -> None:
     both = found({"experts": "bf16"}, {}, {}, {**host, "implementation": "eager"})
     assert [conflict.key for conflict in both] == [("moe", "experts_on"), ("moe", "implementation")]
     assert "host needs model.experts: nf4, and it is bf16" in both[0].message
+
+
+@pytest.mark.parametrize("key", ["balance_loss", "z_loss"])
+def test_losses_of_a_router_that_is_not_trained_are_refused(key: str) -> None:
+    recipe = Recipe.model_validate(
+        {"model": {"path": "tiny"}, "data": {"train": "x"}, "lora": {"targets": ["attention"]}, "moe": {key: 0.1}}
+    )
+    (conflict,) = conflicts(recipe)
+    assert conflict.key == ("moe", key)
+    assert "lora.targets leaves out" in conflict.message
+    assert found({}, {}, {}, {key: 0.1}) == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "left"),
+    [
+        (("attention", "router"), "attention"),
+        (("router",), "attention"),
+        (("shared_experts", "router"), "shared_experts"),
+    ],
+)
+def test_dora_is_refused_where_weights_are_no_linears(targets: tuple[str, ...], left: str) -> None:
+    lora = {"targets": list(targets), "dora": True}
+    (conflict,) = conflicts(Recipe.model_validate({"model": {"path": "tiny"}, "data": {"train": "x"}, "lora": lora}))
+    assert conflict.key == ("lora", "dora")
+    assert "no DoRA for the bare weights of router" in conflict.message
+    assert f"write lora.targets: [{left}], or leave dora out" in conflict.message
+
+
+def test_dora_goes_with_linears() -> None:
+    lora = {"targets": ["attention", "shared_experts"], "dora": True}
+    recipe = Recipe.model_validate({"model": {"path": "tiny"}, "data": {"train": "x"}, "lora": lora})
+    assert not list(conflicts(recipe))
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "said"),
+    [
+        ({"experts": "bf16"}, {}, "makes up for what packing lost, and model.experts is bf16"),
+        ({}, {"dora": True, "targets": ["attention"]}, "which DoRA's magnitudes would not survive"),
+        ({}, {"targets": ["router"]}, "starts from the packed linears of attention and shared_experts"),
+        ({}, {"targets": ["attention", "experts"]}, "with one of them and without experts"),
+    ],
+)
+def test_what_loftq_does_not_go_with(model: dict[str, str], lora: dict[str, object], said: str) -> None:
+    written = {"model": {"path": "tiny", **model}, "data": {"train": "x"}, "lora": {"init": "loftq", **lora}}
+    (conflict,) = conflicts(Recipe.model_validate(written))
+    assert conflict.key == ("lora", "init")
+    assert said in conflict.message
+
+
+def test_loftq_goes_with_the_default_targets() -> None:
+    written = {"model": {"path": "tiny"}, "data": {"train": "x"}, "lora": {"init": "loftq"}}
+    assert not list(conflicts(Recipe.model_validate(written)))
+
+
+def test_layers_are_of_the_decoder() -> None:
+    def recipe(*targets: str) -> Recipe:
+        lora = {"targets": list(targets), "layers": [0]}
+        return Recipe.model_validate({"model": {"path": "tiny"}, "data": {"train": "x"}, "lora": lora})
+
+    (conflict,) = conflicts(recipe("projector", "vision"))
+    assert conflict.key == ("lora", "layers")
+    assert "projector and vision in lora.targets are not in it" in conflict.message
+    assert list(conflicts(recipe("attention", "vision"))) == []
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_adapters_of_experts_need_a_way_to_compute_that_knows_them(implementation: str) -> None:
+    def recipe(targets: list[str], implementation: str) -> Recipe:
+        data = {"model": {"path": "tiny"}, "data": {"train": "x"}, "lora": {"targets": targets}}
+        return Recipe.model_validate(data | {"moe": {"implementation": implementation}})
+
+    (conflict,) = conflicts(recipe(["experts", "router"], implementation))
+    assert conflict.key == ("moe", "implementation")
+    assert "W + delta" in conflict.message
+    assert list(conflicts(recipe(["attention", "router", "shared_experts"], implementation))) == []
+    for other in ("auto", "lean", "grouped"):
+        assert list(conflicts(recipe(["experts", "router"], other))) == []

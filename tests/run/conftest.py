@@ -22,6 +22,7 @@ data:
   image_size: 490
   max_tokens: 2048
 lora: {{dropout: 0}}
+moe: {{balance_loss: 0, z_loss: 0}}
 train:
   learning_rate: 1e-3
   max_steps: 10

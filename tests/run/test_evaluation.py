@@ -12,7 +12,7 @@ from rich.console import Console
 
 from aria_finetune.errors import UserError
 from aria_finetune.evaluation import EvaluationOptions, accuracy, evaluate, is_correct, normalise
-from aria_finetune.generation import generate_answers
+from aria_finetune.generation import batches_of, generate_answers
 from aria_finetune.material import build_collator, load_base, prepare, prepare_prompts
 from aria_finetune.recipe import Recipe
 from aria_finetune.training import train
@@ -54,6 +54,13 @@ def test_evaluation_writes_scores_and_answers(make_recipe: Callable[..., Recipe]
     assert result["base"]["accuracy"] == sum(line["correct"]["base"] for line in lines) / 64
     evaluate(recipe, output, EvaluationOptions(max_new_tokens=1), Console(file=io.StringIO()))
     assert "adapter" in json.loads((output / "evaluation.json").read_text())
+
+
+def test_a_long_prompt_is_answered_alone() -> None:
+    """From 8,193 tokens on; a shorter one beside it would be padded by a mask of tokens by tokens."""
+    assert list(batches_of([5, 3, 4, 8192, 9000, 65_536], 2)) == [[1, 2], [0, 3], [4], [5]]
+    assert list(batches_of([8193, 8193], 8)) == [[0], [1]]
+    assert list(batches_of([], 8)) == []
 
 
 def test_no_row_is_skipped_whatever_the_recipe_says(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
