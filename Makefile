@@ -42,4 +42,5 @@ test: lint
 # Every fault in full numbers: more than an hour on two cores. Figures that tests print are shown at the end.
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --soak -rP \
-		tests/faults tests/conversion tests/data/test_decoding.py tests/run/test_determinism.py tests/test_quantization.py
+		tests/faults tests/conversion tests/data/test_decoding.py tests/run/test_determinism.py tests/run/test_lora_options.py \
+		tests/test_quantization.py

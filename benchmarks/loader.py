@@ -35,7 +35,6 @@ from aria_finetune.provenance import versions
 HERE = Path(__file__).parent
 WAYS = ("stock", "ours")
 SOURCES = ("folder", "parquet", "video")
-WIDTH, HEIGHT = 1920, 1080
 PATTERNS = 16
 """Different pictures; records beyond repeat them."""
 CLIP_SECONDS, CLIP_RATE, FRAMES = 4, 25, 8
@@ -54,6 +53,7 @@ def main() -> int:
             "images": arguments.images,
             "clips": arguments.clips,
             "mean_jpeg_bytes": sizes,
+            "height": arguments.height,
             "size": arguments.size,
             "batch": arguments.batch,
             "repeats": arguments.repeats,
@@ -83,6 +83,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=240, help="records with one picture each (default 240)")
     parser.add_argument("--clips", type=int, default=16, help=f"records with {FRAMES} frames of a clip; 0 for none")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="of the loader (default 0 1 2)")
+    parser.add_argument("--height", type=int, default=1080, help="of pictures and clips, 16:9 (default 1080)")
     parser.add_argument("--size", type=int, choices=[490, 980], default=980, help="of a tile in pixels (default 980)")
     parser.add_argument("--batch", type=int, default=4, help="records in a batch (default 4)")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each way (default 3)")
@@ -91,6 +92,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
     parser.add_argument("--save", action="store_true", help=f"also write it to {HERE.name}/results")
     arguments = parser.parse_args(words)
+    if arguments.height < 18 or arguments.height % 18:
+        parser.error("--height must be a multiple of 18, for 16:9 and an even width")
     if min(arguments.batch, arguments.repeats) < 1 or min(arguments.clips, *arguments.workers) < 0:
         parser.error("--batch and --repeats must be at least 1, --clips and --workers no less than 0")
     least = 2 * max(1, *arguments.workers) * arguments.batch
@@ -107,7 +110,7 @@ def sources(arguments: argparse.Namespace) -> list[str]:
 def generate(folder: Path, arguments: argparse.Namespace) -> int:
     """Write sources for both ways below `folder`; returns the mean size of a picture in bytes."""
     (folder / "raw").mkdir()
-    contents = [picture(number) for number in range(min(PATTERNS, arguments.images))]
+    contents = [picture(number, arguments.height) for number in range(min(PATTERNS, arguments.images))]
     for number in range(arguments.images):
         (folder / "raw" / f"{number:06}.jpg").write_bytes(contents[number % PATTERNS])
     records = [said(f"{number:06}.jpg", "image") for number in range(arguments.images)]
@@ -116,7 +119,7 @@ def generate(folder: Path, arguments: argparse.Namespace) -> int:
     for source, option in options.items():
         convert(folder / "raw" / "pictures.json", folder / source, option)
     if arguments.clips:
-        write_clip(folder / "raw" / "clip.mp4")
+        write_clip(folder / "raw" / "clip.mp4", arguments.height)
         write_records(folder / "raw" / "clips.json", [said("clip.mp4", "video") for _ in range(arguments.clips)])
         convert(folder / "raw" / "clips.json", folder / "video", ConversionOptions(media="reference"))
     return sum(map(len, contents)) // len(contents)
@@ -133,29 +136,29 @@ def write_records(file: Path, records: Sequence[dict[str, Any]]) -> None:
     file.write_text(json.dumps([{"id": str(number), **one} for number, one in enumerate(records)]), encoding="utf-8")
 
 
-def picture(number: int) -> bytes:
+def picture(number: int, height: int) -> bytes:
     """A photograph-like picture, about as hard to decode as one."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels(number)).save(buffer, "JPEG", quality=88)
+    Image.fromarray(pixels(number, height)).save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
 
 
-def pixels(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def pixels(number: int, height: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Soft colours with a little noise on them, (height, width, 3)."""
     random = np.random.default_rng(number)
     soft = Image.fromarray(random.integers(0, 255, (9, 16, 3), np.uint8)).resize(
-        (WIDTH, HEIGHT), Image.Resampling.BICUBIC
+        (height * 16 // 9, height), Image.Resampling.BICUBIC
     )
-    noise = random.integers(0, 12, (HEIGHT, WIDTH, 1), np.uint8)
+    noise = random.integers(0, 12, (*soft.size[::-1], 1), np.uint8)
     return (np.asarray(soft) // 8 * 7 + noise).astype(np.uint8)
 
 
-def write_clip(path: Path) -> None:
+def write_clip(path: Path, height: int) -> None:
     """A clip that moves, as H.264."""
-    scene = pixels(0)
+    scene = pixels(0, height)
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=CLIP_RATE, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = scene.shape[1], height, "yuv420p"
         for number in range(CLIP_SECONDS * CLIP_RATE):
             frame = av.VideoFrame.from_ndarray(np.roll(scene, 8 * number, axis=1), "rgb24")
             output.mux(stream.encode(frame))
@@ -213,7 +216,7 @@ def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(summary: dict[str, Any]) -> str:
     """The summary for people."""
-    what = f"1080p to {summary['size']} px, JPEG files of {summary['mean_jpeg_bytes'] // 1000} kB"
+    what = f"{summary['height']}p to {summary['size']} px, JPEG files of {summary['mean_jpeg_bytes'] // 1000} kB"
     lines = [
         f"{what}, {summary['processors']} processors; training on an H100 takes about {NEEDED} images/s",
         f"{'':10}{'workers':>8}{'stock, images/s':>18}{'ours':>8}{'times':>8}{'stock, CPU ms':>16}{'ours':>8}{'times':>8}",

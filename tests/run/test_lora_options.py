@@ -55,6 +55,20 @@ OPTIONS = {
     "DoRA, all that sees": ("lora.targets=[attention, projector, vision]", "lora.dora=true"),
     "rank-stabilised": ("lora.rslora=true", "lora.rank=16"),
 }
+TOGETHER = {
+    "DoRA, all that sees, LoRA+, rank-stabilised": (*OPTIONS["DoRA, all that sees"], LORAPLUS, "lora.rslora=true"),
+    "LoftQ, rank-stabilised, LoRA+, 8 bit": (*OPTIONS["LoftQ, rank-stabilised"], *OPTIONS["LoRA+, 8 bit"]),
+    "LoRA+, fused, NEFTune": (*OPTIONS["LoRA+, fused"], NEFTUNE),
+    "LoRA+, paged": OPTIONS["LoRA+, paged"],
+}
+"""The same options in fewer runs."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Resume with every option alone under `--soak`, else with several at once."""
+    if "resumed" in metafunc.fixturenames:
+        cases = OPTIONS if metafunc.config.getoption("--soak") else TOGETHER
+        metafunc.parametrize("resumed", cases.values(), ids=list(cases))
 
 
 def begin(recipe: Recipe, store: Path) -> AriaTrainer:
@@ -66,11 +80,10 @@ def begin(recipe: Recipe, store: Path) -> AriaTrainer:
         return build_trainer(recipe, run, material, model, ProgressReport(run, Console(quiet=True)))
 
 
-@pytest.mark.parametrize("option", OPTIONS)
 def test_a_stopped_run_goes_on_bit_for_bit(
-    option: str, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    resumed: tuple[str, ...], make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = (*SHORT, *OPTIONS[option])
+    keys = (*SHORT, *resumed)
     whole = train(make_recipe(*keys, name="whole"), Console(quiet=True))
     recipe = make_recipe(*keys, name="stopped")
     stop_at(monkeypatch, recipe, 3)

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from benchmark_runs import Load, result_of
 from safetensors.torch import save_file
-
-ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-
-Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import a module of the benchmarks by name; they are scripts, and no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
-            del sys.modules[name]
 
 
 def test_the_last_line_is_the_result() -> None:
     flags = ("--scale", "small", "--layers", "1", "--rows", "10", "--batch-size", "5", "--repeats", "1", "--json")
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "packing.py"), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = result_of("packing.py", *flags)
     ways = result["ways"]
     assert list(ways) == ["stock", "padded", "packed"]
     assert ways["stock"]["positions"] == ways["padded"]["positions"]

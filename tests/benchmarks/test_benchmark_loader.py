@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "loader.py"), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from benchmark_runs import Load, run
 
 
 def test_the_last_line_is_the_result(tmp_path: Path) -> None:
-    few = ("--images", "2", "--clips", "2", "--batch", "1", "--workers", "0", "--repeats", "1", "--size", "490")
-    done = run(*few, "--folder", str(tmp_path), "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    *table, last = done.stdout.splitlines()
+    few = ("--images", "2", "--clips", "2", "--batch", "1", "--workers", "0", "--repeats", "1")
+    small = ("--height", "540", "--size", "490")
+    *table, last = run("loader.py", *few, *small, "--folder", tmp_path, "--json")
     result = json.loads(last)
     assert result["ways_agree"], "both see the same pictures and frames"
     assert set(result["sources"]) == {"folder", "parquet", "video"}
@@ -50,9 +35,12 @@ def test_the_last_line_is_the_result(tmp_path: Path) -> None:
         (("--images", "7"), "every worker must have two batches"),
         (("--clips", "3"), "every worker must have two batches"),
         (("--repeats", "0"), "--repeats must be at least 1"),
+        (("--height", "1000"), "--height must be a multiple of 18"),
     ],
 )
-def test_nonsense_is_refused(flags: tuple[str, str], words: str) -> None:
-    done = run(*flags)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_nonsense_is_refused(
+    flags: tuple[str, str], words: str, load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        load("loader").parse(flags)
+    assert words in capsys.readouterr().err

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from benchmark_runs import run
 
 
 def test_the_last_line_is_the_result(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/conversion.py", "--records", "300", "--folder", str(tmp_path), "--json"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
+    *table, last = run("conversion.py", "--records", "300", "--folder", tmp_path, "--json")
     result = json.loads(last)
     assert (result["records"], result["workers"]) == (300, 2)
     for layout in ("json_lines", "json_list"):

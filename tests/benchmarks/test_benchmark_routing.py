@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parent.parent
-
-
-def run(script: str, *flags: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+from benchmark_runs import result_of
 
 
 def test_the_balance_loss_of_groups_keeps_entropy_up_where_it_collapses_without(tmp_path: Path) -> None:
     picture = tmp_path / "collapse.png"
-    without, with_loss = run("collapse.py", "--steps", "16", "--picture", str(picture)).values()
+    without, with_loss = result_of("collapse.py", "--steps", "16", "--picture", picture).values()
     assert without["entropy"][0] == with_loss["entropy"][0] > 0.9, "both begin alike"
     # One group of eight alone, evenly used: log 8 / log 64.
     assert without["entropy"][-1] < 0.55
@@ -38,7 +20,7 @@ def test_the_balance_loss_of_groups_keeps_entropy_up_where_it_collapses_without(
 
 
 def test_overhead_is_that_of_medians() -> None:
-    found = run("health.py", "--scale", "small", "--layers", "1", "--tokens", "64", "--steps", "2", "--json")
+    found = result_of("health.py", "--scale", "small", "--layers", "1", "--tokens", "64", "--steps", "2", "--json")
     for way in ("without", "health", "health_and_losses"):
         assert found[way]["processor_seconds"] > 0
     assert found["overhead"] == found["health"]["seconds"] / found["without"]["seconds"] - 1

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "head.py"), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from benchmark_runs import Load, run
 
 
 def test_the_last_line_is_the_result() -> None:
-    done = run("--tokens", "21", "--shares", "0.25", "--vocabulary", "5000", "--repeats", "1", "--steps", "2", "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    *table, last = done.stdout.splitlines()
+    sizes = ("--tokens", "21", "--shares", "0.25", "--vocabulary", "5000")
+    *table, last = run("head.py", *sizes, "--repeats", "1", "--steps", "2", "--json")
     result = json.loads(last)
     assert len(table) == 2 + 1
     (case,) = result["cases"]
@@ -40,7 +24,7 @@ def test_the_last_line_is_the_result() -> None:
 
 
 @pytest.mark.parametrize("flags", [("--tokens", "1"), ("--shares", "0"), ("--shares", "1.5"), ("--repeats", "0")])
-def test_nonsense_is_refused(flags: tuple[str, str]) -> None:
-    done = run(*flags)
-    assert done.returncode == 2
-    assert flags[0] in done.stderr
+def test_nonsense_is_refused(flags: tuple[str, str], load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        load("head").parse(flags)
+    assert flags[0] in capsys.readouterr().err

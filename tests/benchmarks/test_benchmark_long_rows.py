@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from benchmark_runs import result_of
 
-ROOT = Path(__file__).parent.parent
 TOKENS = (2048, 4096, 8192, 16_384)
 
 
 def test_a_step_takes_memory_in_proportion_to_its_tokens() -> None:
     """Two small layers with the features of images given: what torch's allocator gave out at most, within 5% of a line."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "long_rows.py"), "--scale", "small", "--layers", "2", "--json",
-         "--tokens", *map(str, TOKENS)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    flags = ("--scale", "small", "--layers", "2", "--tokens", *map(str, TOKENS), "--json")
+    found = result_of("long_rows.py", *flags)
     assert tuple(point["tokens"] for point in found["points"]) == TOKENS
     assert all(point["images"] * 128 > 0.9 * point["tokens"] for point in found["points"])
     assert found["off_the_line"] < 0.05

@@ -5,18 +5,14 @@ Nothing here looks at how fast anything is.
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_runs import Load, run
 from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from safetensors.torch import save_file
 from torch import nn
@@ -26,38 +22,10 @@ from aria_finetune.model.loading import load_model
 from aria_finetune.model.lora import add_lora
 from aria_finetune.model.nf4 import EXPERT_TENSORS, expert_state, quantize_experts
 
-ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-
-Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import a module of the benchmarks by name; they are scripts, and no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
-            del sys.modules[name]
-
-
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "step.py"), *flags],
-        cwd=BENCHMARKS,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
 
 def test_the_last_line_is_the_result() -> None:
-    done = run("--scale", "small", "--layers", "2", "--tokens", "64", "--repeats", "1", "--steps", "2", "--json")
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
+    small = ("--scale", "small", "--layers", "2", "--tokens", "64")
+    *table, last = run("step.py", *small, "--repeats", "1", "--steps", "2", "--json")
     result = json.loads(last)
     assert any("tokens per second" in line for line in table)
     assert (result["layers"], result["tokens"], result["images"], result["device"]) == (2, 64, 0, "cpu")

@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_runs import Load, result_of
 from safetensors.torch import save_file
 
 from aria_finetune.planner.architecture import Architecture
 from aria_finetune.planner.work import row_work
 
-ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-
-Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import a module of the benchmarks by name; they are scripts, and no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
-            del sys.modules[name]
-
-
-def run(script: str, *flags: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
 
 def test_images_live_and_kept_come_to_the_same_step(load: Load) -> None:
     flags = ("--scale", "small", "--layers", "1", "--tokens", "192", "--images", "1", "--tile", "490")
-    found = run("whole_step.py", *flags, "--ways", "stock", "cached", "--repeats", "1", "--steps", "1", "--json")
+    found = result_of("whole_step.py", *flags, "--ways", "stock", "cached", "--repeats", "1", "--steps", "1", "--json")
     ways = found["ways"]
     assert list(ways) == ["stock", "ours", "cached"], "ours is always measured"
     assert (found["tokens"], found["labels"], found["failed"], found["ways_agree"]) == (192, 32, {}, True)
@@ -69,7 +37,7 @@ def test_images_live_and_kept_come_to_the_same_step(load: Load) -> None:
 
 
 def test_the_goals_run_on_a_cpu() -> None:
-    found = run("goals.py", "2k", "--device", "cpu", "--scale", "small", "--layers", "1")
+    found = result_of("goals.py", "2k", "--device", "cpu", "--scale", "small", "--layers", "1")
     (row,) = (row for row in found["goals"] if row["goal"].endswith("bf16 experts at 2k"))
     assert row["figure"] > 0
     assert row["met"] == "no GPU"

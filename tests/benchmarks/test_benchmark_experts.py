@@ -5,52 +5,24 @@ Nothing here looks at how fast anything is.
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_runs import Load, run
 from safetensors.torch import save_file
 
 from aria_finetune.model.nf4 import EXPERT_TENSORS
 
-ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "benchmarks"
 SMALL = {"hidden": 128, "width": 64, "experts": 8, "top_k": 2, "tokens": 40}
-
-Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import a module of the benchmarks by name; they are scripts, and no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
-            del sys.modules[name]
 
 
 def test_the_last_line_is_the_result() -> None:
     sizes = [word for name, size in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(size))]
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "experts.py"), *sizes, "--dense", "--repeats", "1", "--steps", "2", "--json"],
-        cwd=BENCHMARKS,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *shown, last = done.stdout.splitlines()
+    *shown, last = run("experts.py", *sizes, "--dense", "--repeats", "1", "--steps", "2", "--json")
     result = json.loads(last)
     assert any("times as fast" in line for line in shown)
     assert {name: result[name] for name in SMALL} == SMALL

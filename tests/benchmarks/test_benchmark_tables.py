@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from benchmark_runs import BENCHMARKS, Load, run
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("tables")
+def tables(load: Load) -> ModuleType:
+    return load("tables")
 
 
 def test_the_readme_is_up_to_date() -> None:
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "tables.py", "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run("tables.py", "--check")
 
 
 def test_every_result_of_a_known_kind_has_a_line(tables: ModuleType) -> None:

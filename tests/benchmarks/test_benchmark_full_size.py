@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from benchmark_runs import ROOT, result_of, run
 
 from aria_finetune.model.hub_layout import open_checkpoint
 from aria_finetune.quantization import quantize
-
-ROOT = Path(__file__).parent.parent
-
-
-def run(script: str, *flags: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script), *map(str, flags)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of three small layers."""
     folder = tmp_path_factory.mktemp("made") / "checkpoint"
-    done = run("make_checkpoint.py", folder, "--scale", "small", "--layers", "3")
-    assert done.returncode == 0, done.stderr
+    run("make_checkpoint.py", folder, "--scale", "small", "--layers", "3")
     return folder
 
 
 @pytest.mark.parametrize("images", [0, 1])
 def test_training(images: int) -> None:
-    found = result(
-        run("full_size.py", "--scale", "small", "--layers", "2", "--tokens", "40", "--images", str(images), "--json")
+    found = result_of(
+        "full_size.py", "--scale", "small", "--layers", "2", "--tokens", "40", "--images", str(images), "--json"
     )
     assert (found["layers"], found["tokens"], found["images"]) == (2, 40 + 128 * images, images)
     assert (found["finite"], found["all_gradients_nonzero"]) == (True, True)
@@ -61,9 +41,9 @@ def test_training(images: int) -> None:
 
 def test_training_with_a_small_card_in_mind() -> None:
     small = ("--scale", "small", "--layers", "2", "--tokens", "40", "--json")
-    plain = result(run("full_size.py", *small))
-    found = result(
-        run("full_size.py", *small, "--lm-head", "nf4", "--embedding", "host", "--experts-on", "host", "--offload")
+    plain = result_of("full_size.py", *small)
+    found = result_of(
+        "full_size.py", *small, "--lm-head", "nf4", "--embedding", "host", "--experts-on", "host", "--offload"
     )
     assert (found["finite"], found["all_gradients_nonzero"]) == (True, True)
     assert plain["bytes"]["lm_head"] == 768 * 256 * 2
@@ -122,7 +102,7 @@ def test_a_made_checkpoint_loads(made: Path) -> None:
 
 def test_loading(made: Path, tmp_path: Path) -> None:
     quantize(str(made), tmp_path / "nf4")
-    found = result(run("loading.py", made, tmp_path / "nf4", "--json"))
+    found = result_of("loading.py", made, tmp_path / "nf4", "--json")
     assert found["equal_logits"] is True
     assert found["ours"]["logits"] == found["nf4"]["logits"] != found["stock"]["logits"]
     assert found["ours"]["model_bytes"] == found["nf4"]["model_bytes"]
@@ -131,7 +111,7 @@ def test_loading(made: Path, tmp_path: Path) -> None:
 
 def test_the_first_checks_on_a_gpu_run_on_a_cpu() -> None:
     words = ("--device", "cpu", "--scale", "small", "--layers", "2", "--tokens", "40")
-    found = result(run("first_gpu.py", *words))
+    found = result_of("first_gpu.py", *words)
     assert [step["tokens"] for step in found["steps"]] == [40]
     assert set(map(tuple, found["nf4_differs_in"].values())) == {()}
     ways = {"eager", "grouped_mm", "lean", "grouped", "grouped, 8 at a time"}
