@@ -161,7 +161,10 @@ LAYERS: dict[str, Layer] = {
     "help": Layer(("format_help", "shipped_recipes"), knows=("data_formats", "errors"), never=HEAVY),
     "doctor": Layer(("doctor",), knows=(*BUILDERS, "recipe")),
     "specialisation": Layer(("specialisation",), knows=(*RUNS, "sources"), never=frozenset({"trl"})),
-    "evaluation": Layer(("evaluation", "generation"), knows=(*RUNS, "needles", "sources"), never=frozenset({"trl"})),
+    "generation": Layer(
+        ("generation",), knows=("data", "model", "errors"), never=frozenset({"trl", "peft", "datasets"})
+    ),
+    "evaluation": Layer(("evaluation",), knows=(*RUNS, "generation", "needles", "sources"), never=frozenset({"trl"})),
     "advice": Layer(("advice",), knows=("memory", "recipe", "errors"), never=frozenset({"trl"})),
     "resumption": Layer(
         ("resumption",),
