@@ -77,6 +77,12 @@ LAYERS: dict[str, Layer] = {
         never=frozenset({"torch", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}),
         never_at_import=frozenset({"torch", "matplotlib"}),
     ),
+    "metrics": Layer(
+        ("metrics",),
+        knows=("data_formats", "errors"),
+        never=TRAINING_STACK | {"av", "PIL", "matplotlib"},
+        never_at_import=frozenset({"numpy"}),
+    ),
     "staging": Layer(("staging",), knows=("errors",), never=HEAVY),
     "interruption": Layer(("interruption",), never=HEAVY),
     "provenance": Layer(("provenance",), never=HEAVY),
@@ -164,7 +170,9 @@ LAYERS: dict[str, Layer] = {
     "generation": Layer(
         ("generation",), knows=("data", "model", "errors"), never=frozenset({"trl", "peft", "datasets"})
     ),
-    "evaluation": Layer(("evaluation",), knows=(*RUNS, "generation", "needles", "sources"), never=frozenset({"trl"})),
+    "evaluation": Layer(
+        ("evaluation",), knows=(*RUNS, "generation", "metrics", "needles", "sources"), never=frozenset({"trl"})
+    ),
     "advice": Layer(("advice",), knows=("memory", "recipe", "errors"), never=frozenset({"trl"})),
     "resumption": Layer(
         ("resumption",),
@@ -183,6 +191,7 @@ LAYERS: dict[str, Layer] = {
             "features",
             "interruption",
             "layer_progress",
+            "metrics",
             "planner",
             "planning",
             "provenance",
