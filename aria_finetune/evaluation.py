@@ -15,10 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from aria_finetune.adapter.files import open_adapter
-from aria_finetune.data.rows import answers
 from aria_finetune.errors import UserError
 from aria_finetune.generation import generate_answers
 from aria_finetune.material import Material, build_collator, load_base, prepare_prompts
+from aria_finetune.metrics.exact import is_correct
+from aria_finetune.metrics.rows import expected_answers
 from aria_finetune.model.lora import load_adapter
 from aria_finetune.model.rope import check_same_theta
 from aria_finetune.needles.grid import GRID_FILE, GRID_PICTURE, grid_of, hidden_in, write_grid
@@ -58,7 +59,7 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
         if options.adapter is not None:
             rope = build_rope(recipe, material.checkpoint)
             check_same_theta(open_adapter(options.adapter).folder, rope.theta)
-        truths = [answers(plan.record) for plan in material.plans]
+        truths = [expected_answers(plan.record) for plan in material.plans]
         if not any(truths):
             raise UserError("no evaluation row has a known answer", where=str(recipe.file))
         said = _answers(recipe, material, options, console)
@@ -117,16 +118,6 @@ def _answers(recipe: Recipe, material: Material, options: EvaluationOptions, con
             blind = build_collator(recipe, material, blank_images=True, **viewing)
             said["adapter_blank"] = generate_answers(model, blind, **settings)
     return said
-
-
-def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, single spaces, no final full stop."""
-    return " ".join(answer.casefold().split()).removesuffix(".")
-
-
-def is_correct(truth: tuple[str, ...], answer: str) -> bool:
-    """Whether an answer is one of the accepted ones."""
-    return normalise(answer) in {normalise(accepted) for accepted in truth}
 
 
 def correct(truths: list[tuple[str, ...]], given: list[str]) -> int:

@@ -77,6 +77,12 @@ LAYERS: dict[str, Layer] = {
         never=frozenset({"torch", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}),
         never_at_import=frozenset({"torch", "matplotlib"}),
     ),
+    "metrics": Layer(
+        ("metrics",),
+        knows=("data_formats", "errors"),
+        never=TRAINING_STACK | {"av", "PIL", "matplotlib"},
+        never_at_import=frozenset({"numpy"}),
+    ),
     "staging": Layer(("staging",), knows=("errors",), never=HEAVY),
     "interruption": Layer(("interruption",), never=HEAVY),
     "provenance": Layer(("provenance",), never=HEAVY),
@@ -161,7 +167,12 @@ LAYERS: dict[str, Layer] = {
     "help": Layer(("format_help", "shipped_recipes"), knows=("data_formats", "errors"), never=HEAVY),
     "doctor": Layer(("doctor",), knows=(*BUILDERS, "recipe")),
     "specialisation": Layer(("specialisation",), knows=(*RUNS, "sources"), never=frozenset({"trl"})),
-    "evaluation": Layer(("evaluation", "generation"), knows=(*RUNS, "needles", "sources"), never=frozenset({"trl"})),
+    "generation": Layer(
+        ("generation",), knows=("data", "model", "errors"), never=frozenset({"trl", "peft", "datasets"})
+    ),
+    "evaluation": Layer(
+        ("evaluation",), knows=(*RUNS, "generation", "metrics", "needles", "sources"), never=frozenset({"trl"})
+    ),
     "advice": Layer(("advice",), knows=("memory", "recipe", "errors"), never=frozenset({"trl"})),
     "resumption": Layer(
         ("resumption",),
@@ -180,6 +191,7 @@ LAYERS: dict[str, Layer] = {
             "features",
             "interruption",
             "layer_progress",
+            "metrics",
             "planner",
             "planning",
             "provenance",

@@ -258,13 +258,3 @@ def _prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     while end and messages[end - 1].role == "assistant":
         end -= 1
     return messages[:end]
-
-
-def answers(record: Record) -> tuple[str, ...]:
-    """Accepted answers: the record's references, else the text of its closing assistant turn."""
-    if record.references:
-        return record.references
-    last = record.messages[-1] if record.messages else None
-    if last is None or last.role != "assistant":
-        return ()
-    return ("".join(part.text or "" for part in last.content),)

@@ -55,7 +55,7 @@ def _output(
     weights_TK: torch.Tensor,
     index_TK: torch.Tensor,
 ) -> torch.Tensor:
-    gate_up, down = _projections(module, adapters)
+    gate_up, down = _projections(module, adapters, index_TK)
     dtype = arithmetic(tokens_TH.dtype, tokens_TH.device)
     weights_S = weights_TK.reshape(-1)
     output_TH = torch.zeros(tokens_TH.shape, dtype=torch.float32, device=tokens_TH.device)
@@ -75,7 +75,7 @@ def _gradients(
     gradient_TH: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Of tokens and routing weights, and of all factors if there are adapters."""
-    gate_up, down = _projections(module, adapters)
+    gate_up, down = _projections(module, adapters, index_TK)
     found = None if adapters is None else (adapters[0].zeros(), adapters[1].zeros())
     dtype = arithmetic(tokens_TH.dtype, tokens_TH.device)
     weights_S = weights_TK.reshape(-1)
@@ -162,18 +162,20 @@ class Projection:
         return AdaptedWeight(self.experts[expert], pair)
 
 
-def _projections(experts: AriaExperts, adapters: Adapters | None) -> tuple[Projection, Projection]:
-    gate_up, down = _stacks(experts)
+def _projections(
+    experts: AriaExperts, adapters: Adapters | None, index_TK: torch.Tensor
+) -> tuple[Projection, Projection]:
+    gate_up, down = _stacks(experts, index_TK)
     return (
         Projection(gate_up, None if adapters is None else adapters[0]),
         Projection(down, None if adapters is None else adapters[1]),
     )
 
 
-def _stacks(experts: AriaExperts) -> tuple[Experts, Experts]:
+def _stacks(experts: AriaExperts, index_TK: torch.Tensor) -> tuple[Experts, Experts]:
     host = experts.__dict__.get(HOST)
     if host is not None:
-        stacks = host.fetch()
+        stacks = host.fetch(index_TK)
         return PackedExperts(*stacks["gate_up_proj"]), PackedExperts(*stacks["down_proj"])
     gate_up, down = (_projection(experts, name) for name in EXPERT_TENSORS)
     return gate_up, down

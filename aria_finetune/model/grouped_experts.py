@@ -133,7 +133,7 @@ def _output(
     weights_TK: torch.Tensor,
     index_TK: torch.Tensor,
 ) -> torch.Tensor:
-    gate_up, down = _stacks(module, tokens_TH.dtype)
+    gate_up, down = _stacks(module, tokens_TH.dtype, index_TK)
     tokens_TH, at_a_time = tokens_TH.contiguous(), module.__dict__.get(_AT_A_TIME)
     sorting = sort_by_expert(index_TK, module.num_experts)
     output_SH = _Gathering(at_a_time, tokens_TH, len(sorting.slots))
@@ -161,7 +161,7 @@ def _gradients(
     gradient_TH: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Of tokens and routing weights, and of all factors if there are adapters."""
-    gate_up, down = _stacks(module, tokens_TH.dtype)
+    gate_up, down = _stacks(module, tokens_TH.dtype, index_TK)
     tokens_TH, gradient_TH, weight_S = tokens_TH.contiguous(), gradient_TH.contiguous(), weights_TK.reshape(-1)
     sorting, at_a_time = sort_by_expert(index_TK, module.num_experts), module.__dict__.get(_AT_A_TIME)
     tokens_gradient_SH = _Gathering(at_a_time, tokens_TH, len(weight_S))
@@ -250,11 +250,11 @@ def grouped_experts(
     return _COMPUTATION(self, hidden_states, top_k_weights, top_k_index, factors)
 
 
-def _stacks(experts: AriaExperts, dtype: torch.dtype) -> tuple[Stack, ...]:
+def _stacks(experts: AriaExperts, dtype: torch.dtype, index_TK: torch.Tensor) -> tuple[Stack, ...]:
     """The two projections, gate and up first, to be taken in a dtype."""
     host = experts.__dict__.get(HOST)
     if host is not None:
-        held = host.fetch()
+        held = host.fetch(index_TK)
         return tuple(NF4Stack(held[name][0], held[name][1], experts, dtype) for name in EXPERT_TENSORS)
     return tuple(_stack(experts, name, dtype) for name in EXPERT_TENSORS)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aria_finetune.data.chat import IGNORED, Picture
-from aria_finetune.data.rows import RowPlan, Sight, Viewing, answers, plan_row
+from aria_finetune.data.rows import RowPlan, Sight, Viewing, plan_row
 from aria_finetune.data.tiles import choose_grid
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Media, Part, Record
@@ -312,19 +312,6 @@ class TestPrompts:
         assert plan([], viewing, generation=True).tokens == tokens
         assert reason(plan, [], viewing).reason == "too_long"
         assert reason(plan, [], replace(viewing, max_tokens=tokens - 1), generation=True).reason == "too_long"
-
-    @pytest.mark.parametrize(
-        ("messages", "references", "expected"),
-        [
-            ([("user", ["a"]), ("assistant", ["b", "c"])], (), ("bc",)),
-            ([("user", ["a"]), ("assistant", ["b"])], ("x", "y"), ("x", "y")),
-            ([("user", ["a"])], (), ()),
-            ([("user", ["a"]), ("assistant", ["b"]), ("user", ["c"])], (), ()),
-            ([], (), ()),
-        ],
-    )
-    def test_answers(self, make_record, messages, references, expected):
-        assert answers(make_record(messages, references=references)) == expected
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(

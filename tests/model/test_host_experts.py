@@ -13,6 +13,7 @@ from transformers.models.aria.modeling_aria import AriaExperts
 
 from aria_finetune.model.components import components
 from aria_finetune.model.experts import LEAN
+from aria_finetune.model.grouped_experts import GROUPED
 from aria_finetune.model.holding import Holding
 from aria_finetune.model.host_experts import Ferry, HostExperts, connect_experts, put_on_host
 from aria_finetune.model.loading import LoadedModel, load_model
@@ -147,6 +148,33 @@ def test_a_move_of_the_model_does_not_move_them() -> None:
         assert due is not None
         assert found[0].device.type == found[1].absmax.device.type == "cpu"
         assert torch.equal(found[0], due[0])
+
+
+@pytest.mark.parametrize("implementation", [LEAN, GROUPED])
+def test_of_one_token_only_its_experts_are_copied(implementation: str) -> None:
+    """As when answers are generated; then all of them again, from buffers that were half filled."""
+    on_host, on_device = layers(host=True), layers(host=False)
+    ferry = connect_experts(on_host, "cpu")
+    for module in (*on_host, *on_device):
+        module.config._experts_implementation = implementation
+    generator = torch.Generator().manual_seed(2)
+    (size,) = {len(module.__dict__[HOST].bytes) for module in on_host}
+    counts = []
+    for tokens in (30, 1, 1, 2, 30, 1):
+        hidden = torch.randn(tokens, HIDDEN, generator=generator)
+        top, index = torch.randn(tokens, EXPERTS, generator=generator).topk(TOP_K)
+        before = ferry.copied_bytes
+        for mine, other in zip(on_host, on_device, strict=True):
+            with torch.no_grad():
+                found, due = (module(hidden, index, top.softmax(-1)) for module in (mine, other))
+            assert torch.equal(found, due)
+        counts.append(ferry.copied_bytes - before)
+    # One of the layers that the 30 tokens left in the buffers stays there whole; tables that all experts share are small.
+    for copied, tokens in zip(counts, (30, 1, 1, 2, 30, 1), strict=True):
+        if tokens == 1:
+            assert copied < (LAYERS - 1) * size * (TOP_K / EXPERTS + 0.1)
+        if tokens == 2:
+            assert copied < (LAYERS - 1) * size * (2 * TOP_K / EXPERTS + 0.1)
 
 
 # The whole model

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from aria_finetune.errors import UserError
-from aria_finetune.evaluation import EvaluationOptions, accuracy, evaluate, is_correct, normalise
+from aria_finetune.evaluation import EvaluationOptions, accuracy, evaluate
 from aria_finetune.generation import batches_of, generate_answers
 from aria_finetune.material import build_collator, load_base, prepare, prepare_prompts
 from aria_finetune.recipe import Recipe
@@ -20,24 +20,8 @@ from aria_finetune.training import train
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
 
 
-@pytest.mark.parametrize(
-    ("truth", "answer", "right"),
-    [
-        (("warm",), "Warm", True),
-        (("A cat.",), "  a  cat ", True),
-        (("cool",), "warm", False),
-        (("two", "2"), "2.", True),
-        (("warm",), "warm and cool", False),
-        (("",), "", True),
-    ],
-)
-def test_exact_match(truth: tuple[str, ...], answer: str, right: bool) -> None:
-    assert is_correct(truth, answer) is right
-
-
 def test_accuracy_leaves_rows_without_a_known_answer_out() -> None:
     assert accuracy([("a",), (), ("b",)], ["a", "a", "c"]) == 0.5
-    assert normalise("Straße.") == "strasse"
 
 
 def test_evaluation_writes_scores_and_answers(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

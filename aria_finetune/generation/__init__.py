@@ -1,11 +1,11 @@
-"""Greedy answers to planned prompts, in batches.
+"""Answers to planned prompts, in batches.
 
 Knows the model and the collator; knows nothing of what the answers are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from transformers import AriaForConditionalGeneration
 
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import Collator
-from aria_finetune.model.vision import as_encoder_outputs, image_features
+from aria_finetune.generation.decoding import Answer, Watch, Wish, decode
+from aria_finetune.generation.sampling import GREEDY, Sampling
+from aria_finetune.model.vision import image_features
 
 LONG = 8192
 """Tokens of a prompt from which on it stands alone: padding before a prompt takes a mask of tokens by tokens, 4 GiB at 65,536."""
@@ -27,6 +29,7 @@ def generate_answers(
     chat: ChatTokenizer,
     max_new_tokens: int,
     batch_size: int,
+    sampling: Sampling = GREEDY,
 ) -> list[str]:
     """Answer every prompt of `collator`, in its order.
 
@@ -37,11 +40,14 @@ def generate_answers(
         chat: the tokenizer that rendered the prompts.
         max_new_tokens: limit of one answer.
         batch_size: prompts at a time; prompts of like length go together, and one of more than `LONG` tokens alone.
+        sampling: how tokens are chosen; draws go by the places of rows in the collator.
     """
+    wish = Wish(stop_ids(base, chat), max_new_tokens, sampling)
     answers = [""] * len(collator.plans)
     for rows in batches_of([plan.tokens for plan in collator.plans], batch_size):
-        for row, answer in zip(rows, _answer(model, base, collator, chat, rows, max_new_tokens), strict=True):
-            answers[row] = answer
+        batch = collator([{"row": row} for row in rows])
+        for row, answer in zip(rows, answer_batch(model, base, batch, wish, rows=rows), strict=True):
+            answers[row] = text_of(answer, chat)
     return answers
 
 
@@ -57,29 +63,21 @@ def batches_of(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _answer(
+def answer_batch(
     model: Any,
     base: AriaForConditionalGeneration,
-    collator: Collator,
-    chat: ChatTokenizer,
-    rows: Sequence[int],
-    max_new_tokens: int,
-) -> list[str]:
-    batch = {name: tensor.to(base.device) for name, tensor in collator([{"row": row} for row in rows]).items()}
-    features = image_features(base, batch)
-    pictures = {} if features is None else {"mm_encoder_outputs": as_encoder_outputs(features)}
-    stops = stop_ids(base, chat)
+    batch: dict[str, Any],
+    wish: Wish,
+    *,
+    rows: Sequence[int] | None = None,
+    watch: Watch | None = None,
+    wanted: Callable[[], bool] | None = None,
+) -> list[Answer]:
+    """Answer what a collator made with `generation=True`; `rows`, `watch` and `wanted` as in `decode`."""
+    held = {name: tensor.to(base.device) for name, tensor in batch.items()}
     with torch.no_grad():
-        ids = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=stops,
-            pad_token_id=collator.pad_id,
-            **pictures,
-        )
-    return [_decode(answer, stops, chat) for answer in ids[:, batch["input_ids"].shape[1] :].tolist()]
+        features = image_features(base, held)
+    return decode(model, held, features, wish, rows=rows, watch=watch, wanted=wanted)
 
 
 def stop_ids(base: AriaForConditionalGeneration, chat: ChatTokenizer) -> list[int]:
@@ -88,7 +86,7 @@ def stop_ids(base: AriaForConditionalGeneration, chat: ChatTokenizer) -> list[in
     return sorted({chat.end, *([named] if isinstance(named, int) else named or [])})
 
 
-def _decode(ids: list[int], stops: Sequence[int], chat: ChatTokenizer) -> str:
-    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-    text: str = chat.tokenizer.decode(ids[:end], skip_special_tokens=True)
+def text_of(answer: Answer, chat: ChatTokenizer) -> str:
+    """An answer as a person reads it."""
+    text: str = chat.tokenizer.decode(answer.ids, skip_special_tokens=True)
     return text.strip()
