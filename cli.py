@@ -366,12 +366,18 @@ def export(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Copy this one here, with its data.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one.")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Put it into the current folder, with its data.")] = False,
 ) -> None:
-    """List the shipped recipes, or copy one into the current folder."""
-    from aria_finetune.shipped_recipes import copy_recipe, describe_recipes
+    """List the shipped recipes, show one, or copy one into the current folder."""
+    from aria_finetune.shipped_recipes import copy_recipe, describe_recipes, show_recipe
 
-    typer.echo(describe_recipes() if name is None else f"copied {copy_recipe(name, Path.cwd())}")
+    if copy and name is None:
+        raise typer.BadParameter("say which recipe: recipes NAME --copy", param_hint="--copy")
+    if name is None:
+        typer.echo(describe_recipes())
+    else:
+        typer.echo(f"copied {copy_recipe(name, Path.cwd())}" if copy else show_recipe(name), nl=copy)
 
 
 @app.command()
