@@ -1,4 +1,4 @@
-"""DUDE: questions about PDF documents of one to fifty pages, all splits in one file.
+"""DUDE: questions about PDF documents of many pages, all splits in one file.
 
 `{"data": [{"questionId", "question", "answers": [TEXT], "answers_variants": [TEXT], "answer_type", "docId",
 "data_split"}]}`; the documents are `PDF/<data_split>/<docId>.pdf` (Van Landeghem et al. 2023, rrc.cvc.uab.es/?ch=23).
@@ -17,13 +17,17 @@ NOT_ANSWERABLE = "Not answerable"
 """The answer to a question whose document holds none, worded as MMLongBench-Doc does."""
 
 _ASKED = frozenset({"docId", "question", "data_split"})
+_IMAGES = frozenset({"image", "image_local_name"})
 
 
 def matches(record: object) -> bool:
-    """A list `data` of questions with `docId` and `data_split`, or one such question."""
+    """A list `data` of questions with `docId` and `data_split`, or one such question; with an image it is DocVQA's."""
     if not isinstance(record, dict):
         return False
-    return documents.is_list_of(record["data"], *_ASKED) if "data" in record else record.keys() >= _ASKED
+    entries = record.get("data", [record])
+    if not documents.is_list_of(entries, *_ASKED):
+        return False
+    return not any(isinstance(entry, dict) and _IMAGES & entry.keys() for entry in entries[: documents.SEEN_ENTRIES])
 
 
 def unfold(records: Iterator[object], context: Context) -> Iterator[object]:  # noqa: ARG001

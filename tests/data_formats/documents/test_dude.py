@@ -68,6 +68,8 @@ def test_a_bad_question_leaves_its_neighbours_alone():
         (QUESTION, True),
         (document(), False),
         ({"data": [{"questionId": 1, "question": "q", "image": "a.png", "docId": 3, "answers": ["a"]}]}, False),
+        (document(QUESTION | {"image": "documents/a_1.png"}), False),  # as DocVQA's are
+        (QUESTION | {"image_local_name": "1.jpeg"}, False),
         ({"docId": "d", "question": "q"}, False),
         ([QUESTION], False),
     ],
