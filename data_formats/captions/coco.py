@@ -168,7 +168,7 @@ def _of_sentence(image: MediaReference, value: object, where: str, meta: Mapping
 def _captioned(
     image: MediaReference, caption: str | None, meta: Mapping[str, Any], others: Sequence[str] = ()
 ) -> Draft:
-    references = () if caption is None else (caption, *others)
+    references = () if caption is None else tuple(dict.fromkeys((caption, *others)))
     return questions.asked([image], questions.IMAGE_PROMPT, caption, references=references, meta=meta)
 
 

@@ -61,7 +61,7 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noq
     if accepted:
         turns = [*turns, Turn("assistant", (accepted[0],))]
     known = (*_KNOWN_KEYS, "gt") if accepted else _KNOWN_KEYS
-    meta = fields.rest(source, known) | _rest_of_media(source)
+    meta = fields.rest(source, known) | _rest_of_media(source) | (_options(source) if accepted else {})
     meta, dropped = media_fields.without_bytes(meta | chat_fields.meta_of_turns(messages, _TURN_KEYS, "messages"))
     yield draft(turns, references=accepted, meta=meta, repairs=dropped)
 
@@ -82,6 +82,16 @@ def _answers(source: dict[str, Any]) -> list[str]:
         for pixel, side in zip(_pixels(source["bbox"], "bbox", 4), sides, strict=True)
     )
     return [f"({x1},{y1}),({x2},{y2})"]
+
+
+def _options(source: dict[str, Any]) -> dict[str, list[str]]:
+    """The options of a multiple-choice question, in the order of their letters."""
+    letters, texts = source.get("all_choices"), source.get("index2ans")
+    if not isinstance(letters, list) or not isinstance(texts, dict) or not letters:
+        return {}
+    found = [texts.get(letter) for letter in letters if isinstance(letter, str)]
+    options = [text for text in found if isinstance(text, str)]
+    return {"options": options} if len(options) == len(letters) else {}
 
 
 def _pixels(value: object, where: str, count: int) -> list[float]:

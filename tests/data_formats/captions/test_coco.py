@@ -54,7 +54,7 @@ TOGETHER = Context(settings=Settings(captions="together"))
 
 def test_all_captions_of_an_image_are_one_conversation_if_asked_for():
     other = {"id": 43, "file_name": "b.jpg"}
-    captions = [CAPTION, {"id": 2, "image_id": 43, "caption": "b"}, CAPTION | {"id": 3, "caption": "c"}]
+    captions = [CAPTION, {"id": 2, "image_id": 43, "caption": "b"}, CAPTION | {"id": 3, "caption": "c"}, CAPTION]
     first, second = drafts(ANNOTATIONS, document([IMAGE, other], captions), context=TOGETHER)
     assert (first.messages[1].content[0].text, first.references) == ("A dog runs .", ("A dog runs .", "c"))
     assert first.media == (image_names.named(NAME),)

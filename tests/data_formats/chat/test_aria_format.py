@@ -121,6 +121,16 @@ def asked(**beside):
     [
         ({"gt": "Yes"}, ("Yes",), {}),
         ({"gt": ["A", "B"], "index2ans": {"A": "red"}}, ("A", "B"), {"index2ans": {"A": "red"}}),
+        (
+            {"gt": "B", "all_choices": ["A", "B"], "index2ans": {"B": "blue", "A": "red"}},
+            ("B",),
+            {"all_choices": ["A", "B"], "index2ans": {"B": "blue", "A": "red"}, "options": ["red", "blue"]},
+        ),
+        (
+            {"gt": "B", "all_choices": ["A", "C"], "index2ans": {"A": "red"}},
+            ("B",),
+            {"all_choices": ["A", "C"], "index2ans": {"A": "red"}},
+        ),
         # Their script divides by 999 and multiplies by the image's sides to come from the answer back to pixels.
         ({"bbox": [64.0, 120, 320, 480], "hw": [480, 640]}, ("(100,250),(500,999)",), {"bbox": [64.0, 120, 320, 480], "hw": [480, 640]}),
         ({"bbox": [-5, 0, 700, 10], "hw": [480, 640]}, ("(0,0),(999,21)",), {"bbox": [-5, 0, 700, 10], "hw": [480, 640]}),
