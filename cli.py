@@ -208,6 +208,9 @@ def convert(
     columns: Annotated[list[str] | None, typer.Option("--column", help="WHAT=COLUMN of a table; repeat.")] = None,
     answers: Annotated[Literal["both", "letter", "text"], typer.Option(help="Answers to multiple choice.")] = "both",
     take: Annotated[Literal["chosen"] | None, typer.Option(help="Make instruction data of preferences.")] = None,
+    captions: Annotated[
+        Literal["each", "together"], typer.Option(help="COCO: a record for each, or an image.")
+    ] = "each",
     evaluation: Annotated[bool, typer.Option("--eval", help="Allow records without an answer.")] = False,
     encoding: Annotated[str | None, typer.Option(help="Of text, if it is not Unicode.")] = None,
     converter: Annotated[Path | None, typer.Option(help="A Python file with a format of your own.")] = None,
@@ -237,6 +240,7 @@ def convert(
         answers,
         take,
         _pairs(columns or []),
+        captions,
     )
     if to is not None:
         from aria_finetune.conversion.exporting import export as write
@@ -366,12 +370,18 @@ def export(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Copy this one here, with its data.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one.")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Put it into the current folder, with its data.")] = False,
 ) -> None:
-    """List the shipped recipes, or copy one into the current folder."""
-    from aria_finetune.shipped_recipes import copy_recipe, describe_recipes
+    """List the shipped recipes, show one, or copy one into the current folder."""
+    from aria_finetune.shipped_recipes import copy_recipe, describe_recipes, show_recipe
 
-    typer.echo(describe_recipes() if name is None else f"copied {copy_recipe(name, Path.cwd())}")
+    if copy and name is None:
+        raise typer.BadParameter("say which recipe: recipes NAME --copy", param_hint="--copy")
+    if name is None:
+        typer.echo(describe_recipes())
+    else:
+        typer.echo(f"copied {copy_recipe(name, Path.cwd())}" if copy else show_recipe(name), nl=copy)
 
 
 @app.command()

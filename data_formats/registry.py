@@ -19,6 +19,7 @@ from aria_finetune.data_formats.chat import (
     cauldron,
     data_juicer,
     gemini,
+    humaneval,
     internvl,
     llava,
     mantis,
@@ -31,10 +32,11 @@ from aria_finetune.data_formats.chat import (
     tarsier,
     xtuner,
 )
-from aria_finetune.data_formats.documents import mmc4, obelics, omnicorpus, pdf_folder, pdf_questions
+from aria_finetune.data_formats.documents import dude, mmc4, obelics, omnicorpus, pdf_folder, pdf_questions
 from aria_finetune.data_formats.errors import FormatError
 from aria_finetune.data_formats.format import Format
 from aria_finetune.data_formats.questions import (
+    arc,
     chartqa,
     image_qa,
     nlvr2,
@@ -49,6 +51,7 @@ from aria_finetune.data_formats.questions import (
 from aria_finetune.data_formats.tables import columns, donut, embedded, imagefolder, webdataset
 from aria_finetune.data_formats.video import (
     activitynet_qa,
+    dense_captions,
     egoschema,
     grounding,
     longvideobench,
@@ -76,6 +79,7 @@ FAMILIES: dict[str, tuple[Format, ...]] = {
         cauldron.FORMAT,
         data_juicer.FORMAT,
         gemini.FORMAT,
+        humaneval.FORMAT,
         internvl.FORMAT,
         *mantis.FORMATS,
         minicpm_v.FORMAT,
@@ -87,6 +91,7 @@ FAMILIES: dict[str, tuple[Format, ...]] = {
         xtuner.FORMAT,
     ),
     "questions": (
+        arc.FORMAT,
         chartqa.FORMAT,
         image_qa.FORMAT,
         nlvr2.FORMAT,
@@ -105,6 +110,7 @@ FAMILIES: dict[str, tuple[Format, ...]] = {
     ),
     "video": (
         activitynet_qa.FORMAT,
+        dense_captions.FORMAT,
         egoschema.FORMAT,
         *grounding.FORMATS,
         longvideobench.FORMAT,
@@ -118,6 +124,7 @@ FAMILIES: dict[str, tuple[Format, ...]] = {
         videochat2.FORMAT,
     ),
     "documents": (
+        dude.FORMAT,
         mmc4.FORMAT,
         obelics.FORMAT,
         omnicorpus.FORMAT,

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from aria_finetune import __version__
 from aria_finetune.cli import app
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 ENTRY = "from aria_finetune.cli import app; app(prog_name='aria-finetune')"
 FLAGS = {
     "train": {"recipe", "overrides", "--resume", "--dry-run"},
@@ -28,7 +29,7 @@ FLAGS = {
     "experts": {"recipe", "overrides", "--adapter", "--output", "--rows", "--threshold"},
     "convert": {
         "source", "output", "--format", "--media-root", "--max-rejects", "--verify", "--max-pixels", "--with", "--media",
-        "--pack", "--workers", "--engine", "--column", "--answers", "--take", "--eval", "--encoding", "--converter", "--to"
+        "--pack", "--workers", "--engine", "--column", "--answers", "--take", "--captions", "--eval", "--encoding", "--converter", "--to"
     },
     "lengthen": {"recipe", "overrides", "--output"},
     "needles": {"recipe", "overrides", "--output", "--length", "--depth", "--rows"},
@@ -36,7 +37,7 @@ FLAGS = {
     "quantize": {"model", "output", "--revision", "--device"},
     "merge": {"adapter", "output", "--base", "--revision", "--check"},
     "export": {"adapter", "output", "--base"},
-    "recipes": {"name"},
+    "recipes": {"name", "--copy"},
     "doctor": set(),
 }  # fmt: skip
 
@@ -78,17 +79,31 @@ def test_formats_and_recipes_are_listed() -> None:
     assert {"aria", "llava", "messages"} <= {line.split()[0] for line in text.splitlines() if line}
     assert "traps" in run("formats", "llava")[1]
     assert run("formats", "lava")[0] == 2
-    assert "tiny" in run("recipes")[1]
+    code, text = run("recipes")
+    listed = [line.split()[0] for line in text.split("\n\n")[0].splitlines()]
+    assert (code, listed) == (0, sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    assert run("recipes", "tiny") == (0, (RECIPES / "tiny.yaml").read_text())
 
 
 def test_a_recipe_is_copied_with_its_data_and_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("recipes", "tiny")[0] == 0
+    assert run("recipes", "tiny", "--copy")[0] == 0
     assert run("train", "tiny.yaml", "--dry-run")[0] == 0
-    code, text = run("recipes", "tiny")
+    code, text = run("recipes", "tiny", "--copy")
     assert code == 2
     assert "here already" in text
+    assert "did you mean tiny" in run("recipes", "tinny", "--copy")[1]
     assert "did you mean tiny" in run("recipes", "tinny")[1]
+    assert run("recipes", "--copy")[0] == 2
+
+
+def test_a_recipe_is_not_copied_over_data_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "tiny").mkdir(parents=True)
+    code, text = run("recipes", "tiny", "--copy")
+    assert code == 2
+    assert "data/tiny" in text
+    assert not (tmp_path / "tiny.yaml").exists()
 
 
 def test_doctor_finds_nothing_fatal_here() -> None:

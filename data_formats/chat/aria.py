@@ -1,7 +1,8 @@
-"""Aria's own training format: JSON Lines in which parts mark the places of `images` and of one `video`.
+"""Aria's own format: JSON Lines in which parts mark the places of `images` and of one `video`.
 
 `{"messages": [{"role", "content": [{"type", "text"}]}], "images": [path] | null, "video": {path, num_frames} | null}`
-Image parts take `images` in order. Beyond the original loader a system turn is allowed, and a record may hold
+Image parts take `images` in order. In the authors' files for evaluation the last turn asks, and the answer stands beside it:
+`gt`, or for RefCOCO `bbox` ([x1, y1, x2, y2] in pixels) and `hw` (rhymes-ai/Aria, examples/*/evaluation.py). Beyond the original loader a system turn is allowed, and a record may hold
 images and a video.
 """
 
@@ -19,6 +20,8 @@ from aria_finetune.data_formats.record import Draft, MediaReference, Role
 
 _PART_KEYS = {"type", "text"}
 _KNOWN_KEYS = ("messages", "images", "video")
+_SCALE = 999
+_LARGEST_PIXEL = 10**9
 _TURN_KEYS = ("role", "content", *chat_fields.TRAIN_KEYS)
 _VIDEO_KEYS = (*media_fields.OBJECT_KEYS, "num_frames")
 
@@ -54,9 +57,52 @@ def convert(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noq
     messages = fields.array(fields.required(source, "messages", "the record"), "messages")
     turns = [_turn(message, f"messages[{number}]") for number, message in enumerate(messages)]
     turns, _ = placeholders.fill(turns, media_fields.images(source), _videos(source), add_missing=False)
-    meta = fields.rest(source, _KNOWN_KEYS) | _rest_of_media(source)
+    accepted = _answers(source) if turns and turns[-1].role == "user" else []
+    if accepted:
+        turns = [*turns, Turn("assistant", (accepted[0],))]
+    known = (*_KNOWN_KEYS, "gt") if accepted else _KNOWN_KEYS
+    meta = fields.rest(source, known) | _rest_of_media(source) | (_options(source) if accepted else {})
     meta, dropped = media_fields.without_bytes(meta | chat_fields.meta_of_turns(messages, _TURN_KEYS, "messages"))
-    yield draft(turns, meta=meta, repairs=dropped)
+    yield draft(turns, references=accepted, meta=meta, repairs=dropped)
+
+
+def _answers(source: dict[str, Any]) -> list[str]:
+    """What stands beside a question that has no reply: the answers that are right."""
+    if source.get("gt") is not None:
+        given = source["gt"] if isinstance(source["gt"], list) else [source["gt"]]
+        return [fields.text(answer, "gt") for answer in given]
+    if source.get("bbox") is None or source.get("hw") is None:
+        return []
+    height, width = _pixels(source["hw"], "hw", 2)
+    sides = (width, height, width, height)
+    if not (height and width):
+        raise RecordError("bad_schema", "hw is 0")
+    x1, y1, x2, y2 = (
+        round(min(max(pixel / side, 0), 1) * _SCALE)
+        for pixel, side in zip(_pixels(source["bbox"], "bbox", 4), sides, strict=True)
+    )
+    return [f"({x1},{y1}),({x2},{y2})"]
+
+
+def _options(source: dict[str, Any]) -> dict[str, list[str]]:
+    """The options of a multiple-choice question, in the order of their letters."""
+    letters, texts = source.get("all_choices"), source.get("index2ans")
+    if not isinstance(letters, list) or not isinstance(texts, dict) or not letters:
+        return {}
+    found = [texts.get(letter) for letter in letters if isinstance(letter, str)]
+    options = [text for text in found if isinstance(text, str)]
+    return {"options": options} if len(options) == len(letters) else {}
+
+
+def _pixels(value: object, where: str, count: int) -> list[float]:
+    numbers = fields.array(value, where)
+    if len(numbers) != count or not all(_is_pixel(number) for number in numbers):
+        raise RecordError("bad_schema", f"{where} is not {count} numbers of pixels")
+    return numbers
+
+
+def _is_pixel(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_PIXEL
 
 
 def _rest_of_media(source: dict[str, Any]) -> dict[str, Any]:
@@ -124,9 +170,10 @@ FORMAT = Format(
     traps=(
         "image parts take the entries of images in order; another number of them is placeholder_mismatch",
         "video is one object, not a list; num_frames of 0 or null leaves the number to the recipe",
+        "in the authors' val.jsonl the answer to the last turn is gt, or bbox in pixels, made (x1,y1),(x2,y2) of 0 to 999",
         "a file of text records alone looks like messages as well and is read as that, with the same result",
     ),
-    keys=frozenset(_KNOWN_KEYS),
+    keys=frozenset({*_KNOWN_KEYS, "gt", "bbox", "hw"}),
     matches=matches,
     convert=convert,
     narrower_than=("messages",),

@@ -111,6 +111,65 @@ def test_bad_records(parts, media, reason):
     assert caught.value.reason == reason
 
 
+def asked(**beside):
+    """A row of the authors' files for evaluation, as their evaluation scripts read it."""
+    return {"messages": [{"role": "user", "content": [IMAGE, said("Where?")]}], "images": ["a.jpg"], **beside}
+
+
+@pytest.mark.parametrize(
+    ("beside", "references", "meta"),
+    [
+        ({"gt": "Yes"}, ("Yes",), {}),
+        ({"gt": ["A", "B"], "index2ans": {"A": "red"}}, ("A", "B"), {"index2ans": {"A": "red"}}),
+        (
+            {"gt": "B", "all_choices": ["A", "B"], "index2ans": {"B": "blue", "A": "red"}},
+            ("B",),
+            {"all_choices": ["A", "B"], "index2ans": {"B": "blue", "A": "red"}, "options": ["red", "blue"]},
+        ),
+        (
+            {"gt": "B", "all_choices": ["A", "C"], "index2ans": {"A": "red"}},
+            ("B",),
+            {"all_choices": ["A", "C"], "index2ans": {"A": "red"}},
+        ),
+        # Their script divides by 999 and multiplies by the image's sides to come from the answer back to pixels.
+        ({"bbox": [64.0, 120, 320, 480], "hw": [480, 640]}, ("(100,250),(500,999)",), {"bbox": [64.0, 120, 320, 480], "hw": [480, 640]}),
+        ({"bbox": [-5, 0, 700, 10], "hw": [480, 640]}, ("(0,0),(999,21)",), {"bbox": [-5, 0, 700, 10], "hw": [480, 640]}),
+    ],
+)  # fmt: skip
+def test_an_answer_beside_the_question_becomes_the_reply(beside, references, meta):
+    draft = convert(asked(**beside))
+    assert draft.messages[1] == Message("assistant", (text(references[0]),))
+    assert (draft.references, draft.meta) == (references, meta)
+
+
+@pytest.mark.parametrize(
+    ("beside", "reason"),
+    [
+        ({}, "empty_answer"),
+        ({"gt": None}, "empty_answer"),
+        ({"bbox": [1, 2, 3, 4]}, "empty_answer"),
+        ({"gt": []}, "empty_answer"),
+        ({"gt": 3}, "bad_schema"),
+        ({"gt": ""}, "empty_answer"),
+        ({"bbox": [1, 2, 3], "hw": [5, 5]}, "bad_schema"),
+        ({"bbox": [1, 2, 3, True], "hw": [5, 5]}, "bad_schema"),
+        ({"bbox": "box", "hw": [5, 5]}, "bad_schema"),
+        ({"bbox": [1, 2, 3, 4], "hw": [0, 5]}, "bad_schema"),
+        ({"bbox": [1, 2, 3, float("nan")], "hw": [5, 5]}, "bad_schema"),
+    ],
+)
+def test_a_question_without_an_answer(beside, reason):
+    with pytest.raises(RecordError) as caught:
+        convert(asked(**beside))
+    assert caught.value.reason == reason
+
+
+def test_what_stands_beside_a_reply_is_no_answer():
+    draft = convert(record([said("Really?")], gt="No", hw=[1, 1]))
+    assert draft.messages[-1] == ANSWER
+    assert (draft.references, draft.meta) == ((), {"gt": "No", "hw": [1, 1]})
+
+
 @pytest.mark.parametrize("answer", ["", " \n", None])
 def test_an_answer_without_text(answer):
     source = record([said("What?")])
@@ -162,6 +221,13 @@ def test_the_source_record_is_left_as_it_was():
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(source=mutations(FORMAT.example, record([VIDEO], video={"path": "v.mp4", "num_frames": 8})))
+@given(
+    source=mutations(
+        FORMAT.example,
+        record([VIDEO], video={"path": "v.mp4", "num_frames": 8}),
+        asked(bbox=[1, 2, 3, 4], hw=[5, 6]),
+        asked(gt="Yes"),
+    )
+)
 def test_only_record_errors_are_raised(source):
     convert_or_reject(FORMAT, source)
