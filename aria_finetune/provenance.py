@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ PACKAGES = (
 )
 SAMPLED_BLOCKS, SAMPLED_BYTES = 64, 4096
 """How much of a weight file is read for its fingerprint."""
+HASHERS = 4
 
 
 def versions() -> dict[str, str]:
@@ -51,6 +53,18 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def wrong_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """Which files of a folder are missing or do not have the SHA-256 they should have."""
+
+    def is_wrong(name: str) -> bool:
+        path = folder / name
+        return not path.is_file() or hash_file(path) != hashes[name]
+
+    with ThreadPoolExecutor(HASHERS) as pool:
+        names = sorted(hashes)
+        return [name for name, wrong in zip(names, pool.map(is_wrong, names), strict=True) if wrong]
 
 
 def fingerprint_objects(objects: Iterable[Any]) -> str:

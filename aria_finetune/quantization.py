@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from aria_finetune import __version__
 from aria_finetune.checkpoint.space import explain_full_disk, require_space
 from aria_finetune.errors import UserError
+from aria_finetune.model.base_identity import fingerprint_values
 from aria_finetune.model.filling import Kind, dense_height, places
 from aria_finetune.model.hub_layout import INDEX, HubCheckpoint, StoredTensor, disk_name, open_checkpoint
 from aria_finetune.model.loading import check_complete, empty_model, layer_of
@@ -32,16 +32,15 @@ from aria_finetune.model.nf4_checkpoint import (
     packed_shapes,
     quantization_config,
     tensors_of,
-    wrong_files,
 )
 from aria_finetune.model.weight_stream import read_ahead
 from aria_finetune.provenance import hash_file
-from aria_finetune.staging import lock_alone, replace_text, sync, sync_tree
+from aria_finetune.staging import replace_text
+from aria_finetune.workplace import BEGUN, workplace
 
 DTYPE = torch.bfloat16
 """In which weights are packed, as they are while they load for training in bf16."""
 COPIED_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
-BEGUN, LOCK = "begun.json", ".lock"
 MOST_DENSE_BYTES = 1 << 30
 """Of a file of what stays in 16 bit."""
 BITS = {"BF16": 16, "F16": 16, "F32": 32, "F64": 64}
@@ -65,6 +64,7 @@ def quantize(
     output: Path,
     *,
     revision: str | None = None,
+    name: str | None = None,
     device: str = "cpu",
     watch: Watch | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -75,6 +75,7 @@ def quantize(
         path: a folder in the hub layout, a hub id, or `tiny`.
         output: made by this call. What was begun and not finished lies beside it, and is gone on with.
         revision: branch, tag or commit of a hub id.
+        name: what the checkpoint is to say it was made of; by default what `path` names.
         device: `cpu` or `cuda`, where weights are packed; the bytes are the same.
         watch: is told how many files are done.
         say: is told of files that were found damaged and are made again.
@@ -87,9 +88,8 @@ def quantize(
     if is_nf4(source):
         raise UserError("the checkpoint is NF4 already", where=str(source.folder), fix="name the original weights")
     parts = plan_parts(source)
-    with _workplace(output) as folder:
-        finished = _taken_up(folder, _identity(source), say)
-        todo = [part for part in parts if part.file not in finished]
+    with workplace(output, "quantizing", _identity(source), say) as place:
+        todo = [part for part in parts if part.file not in place.files]
         bytes_to_write = sum(part_bytes(part, source) for part in todo)
         require_space(output.parent, bytes_to_write, "what is still to be written of the NF4 checkpoint", DISK_REMEDY)
         with (
@@ -100,20 +100,16 @@ def quantize(
             try:
                 for part in todo:
                     if watch is not None:
-                        watch(len(finished), len(parts))
-                    finished[part.file] = _write_part(part, source, folder, device)
-                    replace_text(folder / BEGUN, json.dumps({"of": _identity(source), "files": finished}, indent=1))
-                made_of = Source(_name_of(path), _commit(source), _checked(hashes, source))
+                        watch(len(place.files), len(parts))
+                    place.finished(part.file, _write_part(part, source, place.path, device))
+                hashed = _checked(hashes, source)
+                made_of = Source(name or _name_of(path), _commit(source), hashed, fingerprint_values(source))
             finally:
                 pool.shutdown(cancel_futures=True)
-            _finish(folder, source, parts, finished, made_of)
+            _finish(place.path, source, parts, place.files, made_of)
             if watch is not None:
                 watch(len(parts), len(parts))
-        # A kill between these has all of it made again, and they take no time.
-        (folder / BEGUN).unlink()
-        (folder / LOCK).unlink()
-        folder.rename(output)
-        sync(output.parent)
+        place.release(output)
     return open_checkpoint(str(output))
 
 
@@ -166,20 +162,6 @@ def packed_bytes(tensor: StoredTensor) -> int:
     return weights // 2 + weights // BLOCK + 4 * (weights // BLOCK // NESTED_BLOCK + 1) + 4 * (16 + 256) + 256
 
 
-@contextmanager
-def _workplace(output: Path) -> Iterator[Path]:
-    """The folder beside the output in which it is made, kept by no other process."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        fix = "name a new folder, or remove it"
-        raise UserError("there is something at the output already", where=str(output), fix=fix)
-    folder = output.with_name(f".{output.name}.quantizing")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        fix = "wait for it, or name another output"
-        lock_alone(lock, UserError("another process is quantising to it", where=str(output), fix=fix))
-        yield folder
-
-
 def _identity(source: HubCheckpoint) -> dict[str, Any]:
     """What must be the same for a begun output to be gone on with."""
     marks = {shard: (source.folder / shard).stat() for shard in source.shards}
@@ -190,24 +172,8 @@ def _identity(source: HubCheckpoint) -> dict[str, Any]:
     }
 
 
-def _taken_up(folder: Path, identity: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, str]:
-    """The files that an earlier start has finished, with their hashes; those that were damaged since are removed."""
-    try:
-        begun = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        begun = {}
-    finished: dict[str, str] = begun["files"] if begun.get("of") == json.loads(json.dumps(identity)) else {}
-    for damaged in wrong_files(folder, finished):
-        say(f"{damaged} is damaged and is made again")
-        del finished[damaged]
-    for path in folder.iterdir():
-        if path.name not in finished and path.name != LOCK:
-            path.unlink()
-    return finished
-
-
 def _write_part(part: Part, source: HubCheckpoint, folder: Path, device: str) -> str:
-    """Write a file and give its SHA-256."""
+    """Write a file, without its name yet, and give its SHA-256."""
     tensors: dict[str, torch.Tensor] = {}
     packers: dict[str, Packer] = {}
     heights = {name: _height(source, name, kind) for name, kind in part.weights.items()}
@@ -226,11 +192,7 @@ def _write_part(part: Part, source: HubCheckpoint, folder: Path, device: str) ->
                 whole[piece.start : piece.start + len(piece.rows)] = piece.rows
     unnamed = folder / f"{part.file}.part"
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unnamed, {"format": "pt"})
-    unnamed.chmod((folder / LOCK).stat().st_mode)  # safetensors lets nobody else read what it writes
-    sync(unnamed)
-    sha256 = hash_file(unnamed)
-    unnamed.rename(folder / part.file)
-    return sha256
+    return hash_file(unnamed)
 
 
 def _height(source: HubCheckpoint, name: str, kind: Kind) -> int:
@@ -259,7 +221,8 @@ def _finish(
 ) -> None:
     """Write what belongs to a checkpoint beside its weights."""
     for path in sorted(source.folder.iterdir()):
-        if path.is_file() and path.suffix in COPIED_SUFFIXES and not path.name.endswith(".safetensors.index.json"):
+        unwanted = path.name == BEGUN or path.name.endswith(".safetensors.index.json")
+        if path.is_file() and path.suffix in COPIED_SUFFIXES and not unwanted:
             shutil.copyfile(path, folder / path.name)
     config = source.config | {"quantization_config": quantization_config(made_of)}
     replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
@@ -276,7 +239,6 @@ def _finish(
         },
     }
     replace_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    sync_tree(folder)
 
 
 def _names(weight: str, kind: Kind, stored: StoredTensor) -> list[str]:

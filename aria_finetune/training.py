@@ -23,6 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from aria_finetune.adapter.files import open_adapter
+from aria_finetune.adapter.saving import ADAPTER_WEIGHTS
 from aria_finetune.advice import explain_out_of_memory
 from aria_finetune.checkpoint.space import explain_full_disk
 from aria_finetune.data.begun import read_begun_rows, write_begun_rows
@@ -37,6 +38,7 @@ from aria_finetune.layer_progress import LayerProgress
 from aria_finetune.material import Material, build_collator, choose_device, load_base, prepare
 from aria_finetune.memory import MemoryMeter
 from aria_finetune.model.absent import Part
+from aria_finetune.model.base_identity import identity_of
 from aria_finetune.model.loading import Watch
 from aria_finetune.model.loftq import LOFTQ, start_from_error
 from aria_finetune.model.lora import LoraPlan, adapter_state, add_lora, saved_names
@@ -51,6 +53,7 @@ from aria_finetune.planning import choose_machine, outlook_of_run, refuse_unfit
 from aria_finetune.planning.page import show_expectation
 from aria_finetune.planning.setup import Rows
 from aria_finetune.progress import ProgressReport
+from aria_finetune.provenance import hash_file
 from aria_finetune.recipe import Recipe
 from aria_finetune.resumption import Start, check_identity, find_start, identify
 from aria_finetune.routing_picture import draw_routing
@@ -176,7 +179,8 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
                 result = describe_result(trainer, metrics, began)
                 done = trainer.state.global_step / max(expected["steps"], 1)
                 measured = {"peak_gib": memory.peak_gib(), "flops": expected["flops"] * done}
-                run.write({"status": FINISHED, **description, **result, "measured": measured})
+                sha256 = hash_file(run.adapter / ADAPTER_WEIGHTS)
+                run.write({"status": FINISHED, **description, **result, "measured": measured, "adapter_sha256": sha256})
     show_result(run, time.monotonic() - began, console)
 
 
@@ -358,6 +362,7 @@ def build_trainer(
             identity or {},
             checkpoint_bytes(_adapter_bytes(model), material.checkpoint.folder, start=recipe.lora.init == LOFTQ),
             companions,
+            identity_of(material.checkpoint),
         ),
         callbacks=callbacks,
         loraplus_lr_ratio=recipe.lora.loraplus_lr_ratio,

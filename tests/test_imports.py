@@ -84,6 +84,7 @@ LAYERS: dict[str, Layer] = {
         never_at_import=frozenset({"numpy"}),
     ),
     "staging": Layer(("staging",), knows=("errors",), never=HEAVY),
+    "workplace": Layer(("workplace",), knows=("provenance", "staging", "errors"), never=HEAVY),
     "interruption": Layer(("interruption",), never=HEAVY),
     "provenance": Layer(("provenance",), never=HEAVY),
     "checkpoint": Layer(
@@ -103,7 +104,7 @@ LAYERS: dict[str, Layer] = {
     "durations": Layer(("durations",), never=HEAVY),
     "quantization": Layer(
         ("quantization",),
-        knows=("checkpoint", "model", "provenance", "staging", "errors"),
+        knows=("checkpoint", "model", "provenance", "staging", "workplace", "errors"),
         never=frozenset({"peft", "trl", "datasets"}),
     ),
     "kernels": Layer(
@@ -116,7 +117,18 @@ LAYERS: dict[str, Layer] = {
     ),
     "adapter": Layer(
         ("adapter",),
-        knows=("data", "model", "tiny", "staging", "redaction", "errors"),
+        knows=(
+            "checkpoint",
+            "data",
+            "model",
+            "tiny",
+            "provenance",
+            "quantization",
+            "staging",
+            "workplace",
+            "redaction",
+            "errors",
+        ),
         never=frozenset({"trl", "datasets"}),
     ),
     "features": Layer(

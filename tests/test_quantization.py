@@ -288,7 +288,7 @@ class TestBadSources:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            with pytest.raises(UserError, match="another process is quantising"):
+            with pytest.raises(UserError, match="another process is making it"):
                 quantize(str(tiny_folder), tmp_path / "out")
             process.communicate(b"\n")
 

@@ -14,8 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import AriaConfig, AriaForConditionalGeneration
 
-from aria_finetune.adapter.files import open_adapter
-from aria_finetune.adapter.merge import open_base
+from aria_finetune.adapter.base import open_base
+from aria_finetune.adapter.mixture import open_mixture
 from aria_finetune.data.chat import ChatTokenizer, Picture, Text, Turn
 from aria_finetune.errors import UserError
 from aria_finetune.model.dora import use_exact_norms
@@ -59,8 +59,8 @@ def measure_drift(adapter: Path, merged: Path, *, base: str | None = None, revis
     Raises:
         UserError: one of the two checkpoints does not load completely.
     """
-    files = open_adapter(adapter)
-    checkpoint = open_base(files, base, revision)
+    mixture = open_mixture([(adapter, 1.0)])
+    files, checkpoint = mixture.first, open_base(mixture, base, revision)
     inputs = _inputs(ChatTokenizer(load_processor(checkpoint).tokenizer), vision_tokens(checkpoint)[TILE])
     with torch.no_grad():
         base_model = _load(checkpoint.folder, read_rope(files.folder))

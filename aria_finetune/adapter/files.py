@@ -18,11 +18,14 @@ from safetensors import SafetensorError, safe_open
 
 from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from aria_finetune.checkpoint.sealing import MANIFEST_FILE, BrokenSeal, read_manifest
 from aria_finetune.errors import UserError
-from aria_finetune.model.hub_layout import disk_name, memory_name
+from aria_finetune.model.hub_layout import disk_name, memory_name, read_json
 from aria_finetune.model.lora import MAGNITUDE
 from aria_finetune.model.targets import PLACES
+from aria_finetune.provenance import hash_file
 
+RUN_FILE = "run.json"
 PEFT_PREFIX = "base_model.model."
 EXPERT_PAIRS = PLACES["experts"].parameters
 """The weights of routed experts by their names in memory, and what an adapter file calls their pairs."""
@@ -38,6 +41,8 @@ UNSUPPORTED = {
     "use_qalora": "inputs pooled in groups",
 }
 """Features of PEFT that change what an adapter means, and that this reader would get wrong."""
+WHOLE = ("BF16", "F16", "F32", "F64")
+"""Dtypes, as safetensors names them, of weights that something can be added to."""
 BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq")
 
 
@@ -151,6 +156,29 @@ def open_adapter(folder: Path) -> AdapterFiles:
             f"{single[0]} is of one of the two weights of routed experts, and does not say of which", where=str(folder)
         )
     return AdapterFiles(folder, config, {hub_name(stem): stem for stem in sorted(stems)})
+
+
+def check_unharmed(files: AdapterFiles) -> None:
+    """Compare the adapter's weights with the hash that its run or its seal has of them, where there is one.
+
+    Raises:
+        UserError: they are not what was written.
+    """
+    file, folder = files.folder / ADAPTER_WEIGHTS, files.folder
+    due = None
+    if (folder / MANIFEST_FILE).is_file():
+        try:
+            due = read_manifest(folder).get(ADAPTER_WEIGHTS, {}).get("sha256")
+        except BrokenSeal as error:
+            raise UserError(str(error), where=str(folder), fix="use another checkpoint of the run") from error
+    elif folder.name == ADAPTER_FOLDER and (folder.parent / RUN_FILE).is_file():
+        due = read_json(folder.parent / RUN_FILE).get("adapter_sha256")
+    if due is not None and hash_file(file) != due:
+        raise UserError(
+            f"{ADAPTER_WEIGHTS} was changed since it was written: its SHA-256 differs",
+            where=str(folder),
+            fix="use a checkpoint of the run",
+        )
 
 
 def hub_name(stem: str) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AriaProcessor
 
 from aria_finetune.errors import UserError
+from aria_finetune.model.base_identity import BaseIdentity, write_identity
 from aria_finetune.model.loftq import LOFTQ, joined, joined_config, parted, set_start, start_of
 from aria_finetune.model.lora import START, saved_names
 from aria_finetune.model.rope import Rope, write_rope
@@ -24,8 +25,11 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def save_adapter(model: PeftModel, folder: str | Path, processor: AriaProcessor) -> None:
-    """Save the adapter of `model` with tokenizer, processor and what places are told apart by, and check what was written.
+def save_adapter(
+    model: PeftModel, folder: str | Path, processor: AriaProcessor, base: BaseIdentity | None = None
+) -> None:
+    """Save the adapter of `model` with tokenizer, processor, what places are told apart by and what its base is known by,
+    and check what was written.
 
     Raises:
         RuntimeError: a written tensor is absent, not finite, or not what the model holds.
@@ -36,6 +40,8 @@ def save_adapter(model: PeftModel, folder: str | Path, processor: AriaProcessor)
         _write_change(model, Path(folder))
     processor.save_pretrained(str(folder))
     write_rope(Path(folder), Rope.of(model.config.to_dict()))
+    if base is not None:
+        write_identity(Path(folder), base)
     check_saved(model, Path(folder))
 
 

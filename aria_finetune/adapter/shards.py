@@ -7,9 +7,10 @@ bytes of header length, a JSON header with data offsets, and the data
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,26 +21,39 @@ from aria_finetune.errors import UserError
 
 LENGTH_BYTES = 8
 CHUNK_BYTES = 16 * 2**20
+METADATA = "__metadata__"
+
+
+Change = Callable[[torch.Tensor], Iterable[torch.Tensor]]
+"""Gives the new value of a tensor, of the same size and dtype, in pieces one behind the other."""
 
 
 def copy_shard(
-    source: Path, target: Path, changed: Callable[[str], Callable[[torch.Tensor], torch.Tensor] | None]
-) -> None:
+    source: Path,
+    target: Path,
+    changed: Callable[[str], Change | None],
+    renamed: Callable[[str], str] = lambda name: name,
+) -> str:
     """Write `target` as a copy of `source` in which some tensors are replaced.
 
     Args:
         source: a safetensors file.
         target: written and synced; must not exist.
-        changed: gives for a tensor's name the function that computes its new value (same shape, same dtype), or
-            None where it stays. Only changed tensors are decoded, one at a time.
+        changed: gives for a tensor's name the function that computes its new value, or None where it stays. Only changed
+            tensors are decoded, one at a time.
+        renamed: gives the name in `target` of a tensor of `source`. Where all stay, the header does, byte for byte.
+
+    Returns:
+        The SHA-256 of what was written.
 
     Raises:
         UserError: the source is not a whole safetensors file. Nothing is written then.
     """
-    with _opened(source) as tensors, source.open("rb") as reader, target.open("xb") as writer:
+    with _opened(source) as tensors, source.open("rb") as reader, target.open("xb") as file:
+        writer = _HashingWriter(file)
         length = int.from_bytes(reader.read(LENGTH_BYTES), "little")
         header = reader.read(length)
-        writer.write(length.to_bytes(LENGTH_BYTES, "little") + header)
+        writer.write(_header(header, renamed))
         for name, entry in _in_file_order(json.loads(header)):
             start, end = entry["data_offsets"]
             compute = changed(name)
@@ -47,9 +61,32 @@ def copy_shard(
                 reader.seek(LENGTH_BYTES + length + start)
                 _copy(reader, writer, end - start, source)
             else:
-                writer.write(_bytes(compute(tensors.get_tensor(name)), end - start, name))
-        writer.flush()
-        os.fsync(writer.fileno())
+                _write(compute(tensors.get_tensor(name)), writer, end - start, name)
+        file.flush()
+        os.fsync(file.fileno())
+    return writer.hash.hexdigest()
+
+
+class _HashingWriter:
+    """Writes to a file and keeps the hash of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self.hash.update(data)
+
+
+def _header(header: bytes, renamed: Callable[[str], str]) -> bytes:
+    """Length and header, with other names if there are any; its end filled up with spaces to a multiple of eight."""
+    entries = json.loads(header)
+    names = {name: name if name == METADATA else renamed(name) for name in entries}
+    if any(old != new for old, new in names.items()):
+        header = json.dumps({names[name]: entry for name, entry in entries.items()}, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % LENGTH_BYTES)
+    return len(header).to_bytes(LENGTH_BYTES, "little") + header
 
 
 def _opened(source: Path) -> Any:
@@ -60,11 +97,11 @@ def _opened(source: Path) -> Any:
 
 
 def _in_file_order(header: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    entries = [(name, entry) for name, entry in header.items() if name != METADATA]
     return sorted(entries, key=lambda item: item[1]["data_offsets"])
 
 
-def _copy(reader: BinaryIO, writer: BinaryIO, size: int, source: Path) -> None:
+def _copy(reader: BinaryIO, writer: _HashingWriter, size: int, source: Path) -> None:
     while size:
         chunk = reader.read(min(size, CHUNK_BYTES))
         if not chunk:
@@ -73,8 +110,13 @@ def _copy(reader: BinaryIO, writer: BinaryIO, size: int, source: Path) -> None:
         size -= len(chunk)
 
 
-def _bytes(tensor: torch.Tensor, size: int, name: str) -> memoryview:
-    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-    if data.nbytes != size:
-        raise ValueError(f"{name}: {data.nbytes} bytes where {size} stood")
-    return data
+def _write(pieces: Iterable[torch.Tensor], writer: _HashingWriter, size: int, name: str) -> None:
+    written = 0
+    for piece in pieces:
+        data = piece.contiguous().view(-1).view(torch.uint8).numpy().data
+        written += data.nbytes
+        if written > size:
+            break
+        writer.write(data)
+    if written != size:
+        raise ValueError(f"{name}: {written} bytes where {size} stood")

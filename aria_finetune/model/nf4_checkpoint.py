@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,23 @@ from bitsandbytes.functional import QuantState
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import HubCheckpoint, read_json
 from aria_finetune.model.nf4 import BLOCK, METHOD, NESTED_BLOCK, AriaNF4Config
-from aria_finetune.provenance import hash_file
+from aria_finetune.provenance import wrong_files
 
 STATE_NAMES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "quant_state.bitsandbytes__nf4")
 """What stands behind the name of a packed weight, after a dot."""
-HASHERS = 4
 
 
 @dataclass(frozen=True)
 class Source:
-    """The weights that a checkpoint was quantised from: folder or hub id, commit on the hub, SHA-256 by file."""
+    """The weights that a checkpoint was quantised from: folder or hub id, commit on the hub, SHA-256 by file.
+
+    `values` is the fingerprint of their values (`base_identity`), None in checkpoints from before it was kept.
+    """
 
     name: str
     revision: str | None
     sha256: Mapping[str, str]
+    values: str | None = None
 
 
 def is_nf4(checkpoint: HubCheckpoint) -> bool:
@@ -67,7 +69,12 @@ def source_of(checkpoint: HubCheckpoint) -> Source:
     """
     found = checkpoint.config["quantization_config"].get("source")
     try:
-        return Source(str(found["name"]), found["revision"], {str(k): str(v) for k, v in found["sha256"].items()})
+        return Source(
+            str(found["name"]),
+            found["revision"],
+            {str(k): str(v) for k, v in found["sha256"].items()},
+            found.get("values"),
+        )
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
             "the NF4 checkpoint does not say which weights it was made of",
@@ -107,18 +114,6 @@ def check_files(folder: Path, hashes: Mapping[str, str], what: str, fix: str) ->
     wrong = wrong_files(folder, hashes)
     if wrong:
         raise UserError(f"{what}: {', '.join(wrong)}", where=str(folder), fix=fix)
-
-
-def wrong_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
-    """Which files of a folder are missing or do not have the SHA-256 they should have."""
-
-    def is_wrong(name: str) -> bool:
-        path = folder / name
-        return not path.is_file() or hash_file(path) != hashes[name]
-
-    with ThreadPoolExecutor(HASHERS) as pool:
-        names = sorted(hashes)
-        return [name for name, wrong in zip(names, pool.map(is_wrong, names), strict=True) if wrong]
 
 
 def stored_hashes(checkpoint: HubCheckpoint, index: str, shards: Collection[str]) -> dict[str, str]:

@@ -358,7 +358,7 @@ class AriaTrainer(ResumableTrainer):
             UserError: training has not reached every adapter.
         """
         model = self.accelerator.unwrap_model(self.model)
-        save_adapter(model, folder, self.processing_class)
+        save_adapter(model, folder, self.processing_class, self.keeping.base)
         # The best checkpoint was checked when it was sealed, and may rightly be from before the first update.
         if self.seen["updates"] and not self.best_loaded:
             self._trained.check(self._reached(model))

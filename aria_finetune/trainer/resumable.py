@@ -25,6 +25,7 @@ from aria_finetune.checkpoint.space import explain_full_disk, require_space
 from aria_finetune.checkpoint.state import TrainingState, load_generators, load_values, parameter_names
 from aria_finetune.errors import UserError
 from aria_finetune.interruption import Interruption
+from aria_finetune.model.base_identity import BaseIdentity
 from aria_finetune.staging import remove_folder
 from aria_finetune.trainer.callbacks import Moments
 
@@ -44,13 +45,15 @@ class Keeping:
     """How checkpoints are kept.
 
     `keep` is how many, None for all; `identity` says which run they belong to; `expected_bytes` is what one is
-    taken to need until the first is there; `companions` are saved with the trainer under their names.
+    taken to need until the first is there; `companions` are saved with the trainer under their names. `base` is what
+    the weights that adapters are trained on are known by, which is saved beside them.
     """
 
     keep: int | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     expected_bytes: int = 0
     companions: Mapping[str, Companion] = field(default_factory=dict)
+    base: BaseIdentity | None = None
 
 
 class EvaluationStopped(Exception):

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AriaForConditionalGeneration, AriaProcessor, AriaTextConfig
 
 from aria_finetune.adapter.saving import save_adapter
+from aria_finetune.model.base_identity import identity_of
 from aria_finetune.model.experts import LEAN
 from aria_finetune.model.loading import load_model
 from aria_finetune.model.lora import LoraPlan, add_lora
@@ -29,10 +30,12 @@ def make_adapter(
 
     def make(base: Path, plan: LoraPlan | None = None, *, deviation: float = 0.01) -> Path:
         plan = plan or LoraPlan(rank=4, alpha=8)
-        model = load_model(str(base), experts="bf16", implementation=LEAN).model
+        loaded = load_model(str(base), experts="bf16", implementation=LEAN)
+        model = loaded.model
         adapted = add_lora(model, plan, base_name=str(base), seed=1)
         folder = tmp_path_factory.mktemp("run") / "adapter"
-        save_adapter(pretend_trained(adapted, deviation=deviation), folder, tiny_aria_processor)
+        trained = pretend_trained(adapted, deviation=deviation)
+        save_adapter(trained, folder, tiny_aria_processor, identity_of(loaded.checkpoint))
         return folder
 
     return make

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AriaForConditionalGeneration, AriaProcessor
 
+from aria_finetune.adapter.base import base_of
 from aria_finetune.adapter.files import open_adapter
-from aria_finetune.adapter.merge import base_of, merge
+from aria_finetune.adapter.merge import merge
 from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import INDEX, SINGLE
@@ -263,7 +263,11 @@ def copied_adapter(adapter: Path, tmp_path: Path) -> Path:
 def test_the_report_says_what_was_done(tiny_folder: Path, adapter: Path, tmp_path: Path) -> None:
     merged = merge(adapter, tmp_path / "merged")
     report = json.loads((tmp_path / "merged" / "merge.json").read_text())
-    assert (report["base"], report["adapter"], report["scaling"]) == (str(tiny_folder), str(adapter), 2.0)
+    assert (report["base"], report["adapters"][0]["folder"], report["adapters"][0]["scaling"]) == (
+        str(tiny_folder),
+        str(adapter),
+        2.0,
+    )
     assert report["tensors"] == [vars(tensor) for tensor in merged]
     deltas = hub_deltas(adapter, 2.0)
     assert {tensor.name for tensor in merged} == set(deltas)
@@ -335,26 +339,6 @@ def test_a_truncated_base_leaves_nothing(copied_base: Path, adapter: Path, tmp_p
     weights = copied_base / SINGLE
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "can't be read" in refusal(adapter, tmp_path / "merged", copied_base).message
-
-
-def test_an_interruption_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("aria_finetune.adapter.merge.shutil.copyfile", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        merge(adapter, tmp_path / "merged")
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_an_earlier_crash_left_is_cleared(adapter: Path, tmp_path: Path) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    left = tmp_path / f".merged.partial-{gone.pid}"
-    left.mkdir()
-    (left / SINGLE).write_text("half")
-    merge(adapter, tmp_path / "merged")
-    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
 def test_a_damaged_adapter_is_refused(copied_adapter: Path, tmp_path: Path) -> None:

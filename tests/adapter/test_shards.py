@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aria_finetune.adapter.shards import copy_shard
@@ -50,23 +52,23 @@ def test_with_nothing_changed_it_is_the_same_file(source: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", sorted(TENSORS))
 def test_one_changed_tensor(source: Path, tmp_path: Path, name: str) -> None:
-    def double(tensor: torch.Tensor) -> torch.Tensor:
+    def double(tensor: torch.Tensor) -> list[torch.Tensor]:
         assert torch.equal(tensor, TENSORS[name])
-        return (tensor * 2).to(tensor.dtype)
+        return [(tensor * 2).to(tensor.dtype)]
 
     copy_shard(source, tmp_path / "copy", lambda asked: double if asked == name else None)
     header, tensors = raw(tmp_path / "copy")
     old_header, old = raw(source)
     assert header == old_header
     assert {other for other in old if tensors[other] != old[other]} <= {name}
-    assert torch.equal(load_file(tmp_path / "copy")[name], double(TENSORS[name]))
+    assert torch.equal(load_file(tmp_path / "copy")[name], double(TENSORS[name])[0])
 
 
 def test_all_changed_and_not_contiguous(source: Path, tmp_path: Path) -> None:
     def turned(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.flip(0).T.contiguous().T if tensor.dim() == 2 else tensor
 
-    copy_shard(source, tmp_path / "copy", lambda _: turned)
+    copy_shard(source, tmp_path / "copy", lambda _: lambda tensor: [turned(tensor)])
     copied = load_file(tmp_path / "copy")
     assert all(torch.equal(copied[name], turned(tensor)) for name, tensor in TENSORS.items())
 
@@ -74,7 +76,29 @@ def test_all_changed_and_not_contiguous(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("result", [torch.zeros(5, 63), torch.zeros(5, 64).bfloat16(), torch.zeros(5, 65)])
 def test_a_result_of_another_size_is_a_defect(source: Path, tmp_path: Path, result: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"a\.weight"):
-        copy_shard(source, tmp_path / "copy", lambda name: (lambda _: result) if name == "a.weight" else None)
+        copy_shard(source, tmp_path / "copy", lambda name: (lambda _: [result]) if name == "a.weight" else None)
+
+
+def test_pieces_are_written_one_behind_the_other(source: Path, tmp_path: Path) -> None:
+    sha256 = copy_shard(
+        source, tmp_path / "copy", lambda name: (lambda tensor: iter(tensor.neg())) if name == "a.weight" else None
+    )
+    copied = load_file(tmp_path / "copy")
+    assert torch.equal(copied["a.weight"], -TENSORS["a.weight"])
+    assert sha256 == hashlib.sha256((tmp_path / "copy").read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=r"a\.weight"):
+        copy_shard(source, tmp_path / "half", lambda name: (lambda tensor: tensor[:3]) if name == "a.weight" else None)
+
+
+def test_other_names_for_the_same_tensors(source: Path, tmp_path: Path) -> None:
+    copy_shard(source, tmp_path / "copy", lambda _: None, lambda name: f"a.longer.prefix.{name}")
+    copied = load_file(tmp_path / "copy")
+    assert set(copied) == {f"a.longer.prefix.{name}" for name in TENSORS}
+    assert all(torch.equal(copied[f"a.longer.prefix.{name}"], tensor) for name, tensor in TENSORS.items())
+    with safe_open(tmp_path / "copy", "pt") as opened:
+        assert opened.metadata() == {"format": "pt", "note": "ü"}
+    copy_shard(tmp_path / "copy", tmp_path / "back", lambda _: None, lambda name: name.removeprefix("a.longer.prefix."))
+    assert raw(tmp_path / "back")[1] == raw(source)[1]
 
 
 @pytest.mark.parametrize("missing", [1, 500, 10**9])
@@ -105,7 +129,7 @@ def peak():  # not ru_maxrss, which a process inherits from its parent
 
 torch.ones(1024) + 1
 before = peak()
-copy_shard(Path(sys.argv[1]), Path(sys.argv[2]), lambda name: torch.neg if name == "small" else None)
+copy_shard(Path(sys.argv[1]), Path(sys.argv[2]), lambda name: (lambda tensor: [-tensor]) if name == "small" else None)
 print(peak() - before)
 """
 

@@ -24,6 +24,7 @@ FILES = (
     "chat_template.jinja",
     "manifest.json",
     "processor_config.json",
+    "base.json",
     "rope.json",
     "tokenizer.json",
     "tokenizer_config.json",
