@@ -209,7 +209,7 @@ def convert(
     answers: Annotated[Literal["both", "letter", "text"], typer.Option(help="Answers to multiple choice.")] = "both",
     take: Annotated[Literal["chosen"] | None, typer.Option(help="Make instruction data of preferences.")] = None,
     captions: Annotated[
-        Literal["each", "together"], typer.Option(help="COCO: a record for each, or an image.")
+        Literal["each", "together"], typer.Option(help="COCO: a record for each caption, or for each image.")
     ] = "each",
     evaluation: Annotated[bool, typer.Option("--eval", help="Allow records without an answer.")] = False,
     encoding: Annotated[str | None, typer.Option(help="Of text, if it is not Unicode.")] = None,

@@ -75,7 +75,7 @@ def refcoco(root: Path) -> None:
     for name, colour in zip(names, ("red", "blue", "green", "white"), strict=True):
         picture(root / name, colour=colour)
     question = "Which region does this sentence describe?\nthe box in the middle"
-    train = [{"messages": asked([IMAGE], question, "(250,250),(750,750)"), "images": [name]} for name in names[:3]]
+    train = [{"messages": asked([IMAGE], question, "(250,250),(749,749)"), "images": [name]} for name in names[:3]]
     held = {"messages": asked([IMAGE], question), "images": names[3:], "bbox": [24.0, 16.0, 72.0, 48.0], "hw": [64, 96]}
     write_lines(root / "train.jsonl", train)
     write_lines(root / "val.jsonl", [held])
