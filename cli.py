@@ -165,6 +165,94 @@ def evaluate(
     run(loaded, output, EvaluationOptions(adapter, blank_images, max_new_tokens, batch_size), console())
 
 
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, an NF4 folder, or tiny.")]
+AdapterOption = Annotated[Path | None, typer.Option(help="An adapter folder, or the folder of its run.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Revision of a hub id.")]
+ExpertsOption = Annotated[Literal["nf4", "bf16", "fp32"], typer.Option(help="How the routed experts are held.")]
+HomeOption = Annotated[Literal["device", "host"], typer.Option(help="Where they are held.")]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model computes.")]
+SystemOption = Annotated[str | None, typer.Option(help="What is said before all else.")]
+LengthOption = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+TemperatureOption = Annotated[float, typer.Option(min=0, help="Draw answers; 0 takes the likeliest token.")]
+TopPOption = Annotated[float, typer.Option(min=1e-6, max=1, help="Draw among tokens that make up this share.")]
+TopKOption = Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0 for all.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of draws.")]
+
+
+@app.command()
+def generate(
+    ctx: typer.Context,
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What is asked.")] = "",
+    adapter: AdapterOption = None,
+    image: Annotated[list[str] | None, typer.Option(help="Show it before the prompt; repeat for more.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="Show frames of it; repeat for more.")] = None,
+    document: Annotated[list[str] | None, typer.Option("--document", "--pdf", help="Show its pages.")] = None,
+    system: SystemOption = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Answer a file of prompts instead.")] = None,
+    output: Annotated[Path, typer.Option(help="Where its answers go, a JSON object a line.")] = Path("answers.jsonl"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with that file.")] = False,
+    format_name: Annotated[str, typer.Option("--format", help="Format of the prompts; see `formats`.")] = "auto",
+    media_root: Annotated[list[Path] | None, typer.Option(help="Where their media lie; may be repeated.")] = None,
+    max_rejects: Annotated[int, typer.Option(min=0, help="Prompts that may be unusable.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")] = 8,
+    max_new_tokens: LengthOption = 512,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = 0,
+    experts: ExpertsOption = "nf4",
+    experts_on: HomeOption = "device",
+    device: DeviceOption = "auto",
+    revision: RevisionOption = None,
+) -> None:
+    """Answer a prompt, or a file of them."""
+    prepare(ctx, model)
+    from aria_finetune.speaking import commands
+    from aria_finetune.speaking.answering import Asking, FileJob
+    from aria_finetune.speaking.attaching import message
+    from aria_finetune.speaking.speaker import SpeakerOptions
+
+    options = SpeakerOptions(model, revision, adapter, experts, experts_on, device)
+    drawn = commands.sampling_of(temperature, top_p, top_k, seed)
+    asking = Asking(max_new_tokens, drawn, batch_size, max_rejects)
+    said = message(prompt, image or (), video or (), document or ())
+    if source is None:
+        commands.generate_one(options, said, system, asking, console(stderr=True))
+    elif said:
+        raise UserError("there is a prompt beside --from", fix="leave one of them out")
+    else:
+        job = FileJob(source, output, resume, format_name, tuple(media_root or ()), system)
+        commands.generate_file(options, job, asking, console())
+
+
+@app.command()
+def chat(
+    ctx: typer.Context,
+    model: ModelArgument,
+    adapter: AdapterOption = None,
+    system: SystemOption = None,
+    max_new_tokens: LengthOption = 512,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = 0,
+    experts: ExpertsOption = "nf4",
+    experts_on: HomeOption = "device",
+    device: DeviceOption = "auto",
+    revision: RevisionOption = None,
+) -> None:
+    """Talk with a model: lines of standard input, and /image, /video, /pdf, /system, /reset, /save, /quit."""
+    prepare(ctx, model)
+    from aria_finetune.speaking import commands
+    from aria_finetune.speaking.answering import Asking
+    from aria_finetune.speaking.speaker import SpeakerOptions
+
+    options = SpeakerOptions(model, revision, adapter, experts, experts_on, device)
+    drawn = commands.sampling_of(temperature, top_p, top_k, seed)
+    commands.chat(options, system, Asking(max_new_tokens, drawn), console(stderr=True))
+
+
 @app.command()
 def experts(
     ctx: typer.Context,
@@ -404,14 +492,15 @@ def prepare(ctx: typer.Context, model: str | None = None) -> None:
     prepare_libraries(debug=bool(ctx.obj), offline=model is not None and names_local_model(model))
 
 
-def console() -> Any:
-    """Where progress and tables go: standard output, as wide as it is, or 100 columns in a file.
+def console(*, stderr: bool = False) -> Any:
+    """Where progress and tables go: standard output, as wide as it is, or 100 columns in a file; or standard error.
 
     Lines are not wrapped: a secret that goes over two of them would not be known as one.
     """
     from rich.console import Console
 
-    return Console(markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(markup=False, soft_wrap=True, stderr=stderr, width=None if stream.isatty() else 100)
 
 
 if __name__ == "__main__":

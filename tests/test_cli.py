@@ -26,6 +26,15 @@ FLAGS = {
     "evaluate": {
         "recipe", "overrides", "--adapter", "--output", "--blank-images", "--max-new-tokens", "--batch-size"
     },
+    "generate": {
+        "model", "prompt", "--adapter", "--image", "--video", "--document", "--system", "--from", "--output", "--resume",
+        "--format", "--media-root", "--max-rejects", "--batch-size", "--max-new-tokens", "--temperature", "--top-p", "--top-k",
+        "--seed", "--experts", "--experts-on", "--device", "--revision"
+    },
+    "chat": {
+        "model", "--adapter", "--system", "--max-new-tokens", "--temperature", "--top-p", "--top-k", "--seed", "--experts",
+        "--experts-on", "--device", "--revision"
+    },
     "experts": {"recipe", "overrides", "--adapter", "--output", "--rows", "--threshold"},
     "convert": {
         "source", "output", "--format", "--media-root", "--max-rejects", "--verify", "--max-pixels", "--with", "--media",

@@ -76,6 +76,19 @@ def test_readme_blocks_run_in_an_empty_folder_and_the_model_learns_to_see(
     assert json.loads((tmp_path / "photos" / "report.json").read_text())["written"] == 4
 
 
+def test_docs_of_generate_show_what_is_printed(tmp_path: Path, shell: dict[str, str]) -> None:
+    text = (ROOT / "docs/generate.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```bash\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", text, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 5
+    for command, due in shown:
+        printed = run(command, tmp_path, shell).replace(str(tmp_path), "/home/ada/work")
+        assert not due or printed == due
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name in ("generate", "chat"):
+        options = [option for parameter in commands[name].params for option in parameter.opts if option[:2] == "--"]
+        assert [option for option in options if option not in text and option not in ("--help", "--document")] == []
+
+
 def test_the_recipe_for_the_real_aria_runs_on_the_tiny_one(tmp_path: Path, shell: dict[str, str]) -> None:
     data = tmp_path / "my-data"
     data.mkdir()

@@ -185,6 +185,11 @@ LAYERS: dict[str, Layer] = {
     "evaluation": Layer(
         ("evaluation",), knows=(*RUNS, "generation", "metrics", "needles", "sources"), never=frozenset({"trl"})
     ),
+    "speaking": Layer(
+        ("speaking",),
+        knows=(*BUILDERS, "generation", "layer_progress", "material", "metrics", "provenance", "recipe", "run_folder"),
+        never=frozenset({"peft", "trl", "datasets", "bitsandbytes"}),
+    ),
     "advice": Layer(("advice",), knows=("memory", "recipe", "errors"), never=frozenset({"trl"})),
     "resumption": Layer(
         ("resumption",),
@@ -224,6 +229,7 @@ LAYERS: dict[str, Layer] = {
             "doctor",
             "conversion_progress",
             "evaluation",
+            "speaking",
             "inspection",
             "specialisation",
             "lengthening",
