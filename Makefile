@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/aria-finetune train recipes/tiny.yaml output.overwrite=true
 	$(BIN)/aria-finetune evaluate recipes/tiny.yaml --adapter runs/tiny/adapter --output runs/tiny/evaluation --blank-images
-	$(BIN)/aria-finetune merge runs/tiny/adapter runs/tiny/merged --check
+	$(BIN)/aria-finetune merge runs/tiny/adapter runs/tiny/merged
 
 docs: setup
 	$(BIN)/python -m aria_finetune.format_help docs/formats

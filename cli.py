@@ -424,22 +424,37 @@ def quantize(
 @app.command()
 def merge(
     ctx: typer.Context,
-    adapter: Adapter,
-    output: Output,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="[ADAPTER] OUTPUT", help="An adapter folder or its run, and a folder to make."),
+    ],
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="DIR:WEIGHT", help="One of several to add up, such as runs/a:0.7.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Folder or hub id of the original weights.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Load both models and compare their logits.")] = False,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Merge into other weights than those it knows.")] = False,
+    to: Annotated[Literal["original", "nf4"], typer.Option(help="Write the base's own dtype, or NF4.")] = "original",
+    proof: Annotated[bool, typer.Option(help="Compare logits with base and adapter before it gets its name.")] = True,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the proof is computed.")] = "auto",
 ) -> None:
-    """Fold an adapter into the original weights."""
+    """Fold an adapter, or several, into the original weights, and prove it."""
+    *named, output = folders
+    if len(named) > 1:
+        raise typer.BadParameter("name one ADAPTER, and several with --adapter DIR:WEIGHT", param_hint="ADAPTER")
     prepare(ctx, base)
-    from aria_finetune.adapter.merge import merge as run
+    from aria_finetune.merging import merge_and_prove
 
-    merged = run(adapter, output, base=base, revision=revision)
-    typer.echo(f"{len(merged)} weights changed; the merged checkpoint is in {output}/")
-    if check:
-        from aria_finetune.adapter.drift import measure_drift
-
-        typer.echo(measure_drift(adapter, output, base=base, revision=revision).describe())
+    merge_and_prove(
+        [*map(str, named), *(adapter or [])],
+        output,
+        console(),
+        base=base,
+        revision=revision,
+        any_base=any_base,
+        to_nf4=to == "nf4",
+        device=device if proof else None,
+    )
 
 
 @app.command()

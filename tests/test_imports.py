@@ -131,6 +131,11 @@ LAYERS: dict[str, Layer] = {
         ),
         never=frozenset({"trl", "datasets"}),
     ),
+    "merging": Layer(
+        ("merging",),
+        knows=("adapter", "layer_progress", "material", "model", "errors"),
+        never=frozenset({"trl"}),
+    ),
     "features": Layer(
         ("features",),
         knows=("checkpoint", "data", "data_formats", "media", "model", "provenance", "staging", "errors"),
@@ -236,6 +241,7 @@ LAYERS: dict[str, Layer] = {
             "needles",
             "planning",
             "layer_progress",
+            "merging",
             "quantization",
             "training",
         ),

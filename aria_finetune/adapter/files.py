@@ -89,6 +89,18 @@ class AdapterFiles:
             )
         return ranks // self.config["r"], into, out
 
+    def matrices(self, weight: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of a hub-layout weight as they lie in the file, fp32."""
+        with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
+            a_RI, b_OR = (opened.get_tensor(f"{self.pairs[weight]}.lora_{matrix}.weight").float() for matrix in "AB")
+        return a_RI, b_OR
+
+    def magnitude(self, weight: str) -> torch.Tensor:
+        """DoRA's magnitudes (out,) of a hub-layout weight, fp32."""
+        with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
+            length_O: torch.Tensor = opened.get_tensor(f"{self.pairs[weight]}.{MAGNITUDE}").float()
+        return length_O
+
     def delta(self, weight: str) -> torch.Tensor:
         """The change (out, in), fp32, that the adapter makes to a hub-layout weight of a linear layer or a router."""
         (delta_OI,) = self.deltas(weight)
@@ -96,10 +108,7 @@ class AdapterFiles:
 
     def deltas(self, weight: str) -> Iterator[torch.Tensor]:
         """That change; of a stack of routed experts the changes (in, out) of its experts, one after the other."""
-        name = self.pairs[weight]
-        with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
-            a_RI = opened.get_tensor(f"{name}.lora_A.weight").float()
-            b_OR = opened.get_tensor(f"{name}.lora_B.weight").float()
+        a_RI, b_OR = self.matrices(weight)
         if not is_of_experts(weight):
             yield self.scaling * (b_OR @ a_RI)
             return
@@ -119,8 +128,7 @@ class AdapterFiles:
         """
         if not self.has_magnitudes:
             return changed_OI
-        with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
-            length_O = opened.get_tensor(f"{self.pairs[weight]}.{MAGNITUDE}").float()
+        length_O = self.magnitude(weight)
         if length_O.shape != changed_OI.shape[:1]:
             raise UserError(f"the magnitudes of {weight} are not one for each of its rows", where=str(self.folder))
         norm_O = changed_OI.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)

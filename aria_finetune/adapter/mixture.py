@@ -6,6 +6,7 @@ is no product of two matrices, may be among them. Knows adapter folders and tens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,3 +93,21 @@ def open_mixture(adapters: Sequence[tuple[Path, float]]) -> Mixture:
                 where=f"{first.folder}, {share.files.folder}",
             )
     return mixture
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """An adapter's folder and its weight from `FOLDER:WEIGHT`; a folder alone has a weight of 1.
+
+    Raises:
+        UserError: what is behind the last colon is no finite number, and there is no such folder.
+    """
+    folder, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        found = float(weight)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise UserError(f"{text!r} is neither a folder nor FOLDER:WEIGHT", fix="write it as --adapter runs/a:0.7")
+    return Path(folder), found

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AriaForConditionalGeneration, AriaProcessor
+from whole_models import inputs_of, logits_of, measure_drift
 
-from aria_finetune.adapter.drift import Drift, _inputs, _logits, compare, measure_drift
+from aria_finetune.adapter.drift import Drift, compare
 from aria_finetune.adapter.merge import merge
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.errors import UserError
@@ -63,7 +64,7 @@ def test_it_is_told_in_one_line() -> None:
 
 def test_the_prompts_are_what_the_processor_would_make(fp32_folder: Path, tiny_aria_processor: AriaProcessor) -> None:
     """A question alone, and the same with a picture, in the tokens and pixels that Aria knows."""
-    text, sight = _inputs(ChatTokenizer(tiny_aria_processor.tokenizer), 128)
+    text, sight = inputs_of(ChatTokenizer(tiny_aria_processor.tokenizer), 128)
     noise = Image.fromarray(sight["pixel_values"][0].permute(1, 2, 0).numpy())
     question = "What is in this picture?<|im_end|>\n<|im_start|>assistant\n"
     prompts = [f"<|im_start|>user\n{question}", f"<|im_start|>user\n<fim_prefix><|img|><fim_suffix>{question}"]
@@ -76,7 +77,7 @@ def test_the_prompts_are_what_the_processor_would_make(fp32_folder: Path, tiny_a
     assert [text["input_ids"].tolist(), sight["input_ids"].tolist()] == [row["input_ids"].tolist() for row in expected]
     model = AriaForConditionalGeneration.from_pretrained(fp32_folder).eval()
     with torch.no_grad():
-        given = _logits(model, [text, sight])
+        given = logits_of(model, [text, sight])
         wanted = torch.cat([model(**row).logits[0] for row in expected])
     assert (given - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 

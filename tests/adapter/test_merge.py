@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,8 @@ PLANS = {
     "shared experts": LoraPlan(targets=("shared_experts",), rank=4, alpha=8),
     "experts": LoraPlan(targets=("experts",), rank=2, alpha=4),
     "rank-stabilised experts": LoraPlan(targets=("experts", "router"), rank=4, alpha=6, rslora=True),
+    "projector": LoraPlan(targets=("projector",), rank=4, alpha=8),
+    "vision": LoraPlan(targets=("vision",), rank=2, alpha=4),
     "everything in one layer": LoraPlan(
         targets=("attention", "router", "shared_experts", "experts"), rank=4, alpha=8, layers=(1,)
     ),
@@ -46,6 +49,8 @@ SCALING = {
     "shared experts": 8 / 4,
     "experts": 4 / 2,
     "rank-stabilised experts": 6 / 2,
+    "projector": 8 / 4,
+    "vision": 4 / 2,
     "everything in one layer": 8 / 4,
 }
 """By hand: alpha / rank, or alpha / sqrt(16)."""
@@ -84,7 +89,8 @@ def hub_deltas(adapter: Path, scaling: float) -> dict[str, np.ndarray]:
         if "lora_A" not in name:
             continue
         b = tensors[name.replace("lora_A", "lora_B")]
-        weight = name.replace("base_model.model.model.language_model", "language_model.model")
+        weight = name.removeprefix("base_model.model.model.")
+        weight = re.sub(r"^language_model\.", "language_model.model.", weight)
         if ".mlp.experts." in weight:
             # What PEFT's `ParamWrapper.get_delta_weight` computes.
             experts = len(a) // rank

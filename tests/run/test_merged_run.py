@@ -11,8 +11,9 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import AriaForConditionalGeneration
+from whole_models import measure_drift
 
-from aria_finetune.adapter.drift import compare, measure_drift
+from aria_finetune.adapter.drift import compare
 from aria_finetune.adapter.merge import merge
 from aria_finetune.material import build_collator, prepare
 from aria_finetune.model.vision import as_encoder_outputs, image_features

@@ -14,8 +14,8 @@ from run_values import steady_metrics
 from safetensors.torch import load_file
 from stopping import stop_at
 from transformers import AriaForConditionalGeneration
+from whole_models import measure_drift
 
-from aria_finetune.adapter.drift import measure_drift
 from aria_finetune.adapter.files import open_adapter
 from aria_finetune.adapter.merge import merge
 from aria_finetune.errors import UserError
