@@ -296,9 +296,6 @@ def convert(
     columns: Annotated[list[str] | None, typer.Option("--column", help="WHAT=COLUMN of a table; repeat.")] = None,
     answers: Annotated[Literal["both", "letter", "text"], typer.Option(help="Answers to multiple choice.")] = "both",
     take: Annotated[Literal["chosen"] | None, typer.Option(help="Make instruction data of preferences.")] = None,
-    captions: Annotated[
-        Literal["each", "together"], typer.Option(help="COCO: a record for each caption, or for each image.")
-    ] = "each",
     evaluation: Annotated[bool, typer.Option("--eval", help="Allow records without an answer.")] = False,
     encoding: Annotated[str | None, typer.Option(help="Of text, if it is not Unicode.")] = None,
     converter: Annotated[Path | None, typer.Option(help="A Python file with a format of your own.")] = None,
@@ -328,7 +325,6 @@ def convert(
         answers,
         take,
         _pairs(columns or []),
-        captions,
     )
     if to is not None:
         from aria_finetune.conversion.exporting import export as write

@@ -19,7 +19,6 @@ Candidate = Draft | RecordError
 
 Answers = Literal["both", "letter", "text"]
 Take = Literal["chosen"]
-Captions = Literal["each", "together"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +26,12 @@ class Settings:
     """What a person may choose about converting.
 
     `answers` is how the answer to a multiple-choice question is written: `A. text`, the letter or the text. `take`
-    makes instruction data of preferences. `columns` names the columns of a table by what they hold. `captions` is whether
-    each caption of a COCO image is a conversation, or the first one, with all of them as references.
+    makes instruction data of preferences. `columns` names the columns of a table by what they hold.
     """
 
     answers: Answers = "both"
     take: Take | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    captions: Captions = "each"
 
 
 def nothing_beside(name: str) -> bytes:

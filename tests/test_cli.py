@@ -38,7 +38,7 @@ FLAGS = {
     "experts": {"recipe", "overrides", "--adapter", "--output", "--rows", "--threshold"},
     "convert": {
         "source", "output", "--format", "--media-root", "--max-rejects", "--verify", "--max-pixels", "--with", "--media",
-        "--pack", "--workers", "--engine", "--column", "--answers", "--take", "--captions", "--eval", "--encoding", "--converter", "--to"
+        "--pack", "--workers", "--engine", "--column", "--answers", "--take", "--eval", "--encoding", "--converter", "--to"
     },
     "lengthen": {"recipe", "overrides", "--output"},
     "needles": {"recipe", "overrides", "--output", "--length", "--depth", "--rows"},

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aria_finetune.data_formats.format import Answers, Captions, Settings, Take
+from aria_finetune.data_formats.format import Answers, Settings, Take
 from aria_finetune.errors import UserError
 
 SHOWN_REJECTS = 5
@@ -35,8 +35,7 @@ class ConversionOptions:
     where they are without a look.
 
     `evaluation` allows conversations without a last answer. `answers` is how answers to multiple-choice questions are
-    written, `take` makes instruction data of preferences, `columns` says what the columns of a table hold, `captions`
-    whether each caption of a COCO image is a conversation.
+    written, `take` makes instruction data of preferences, `columns` says what the columns of a table hold.
     """
 
     format: str = "auto"
@@ -53,7 +52,6 @@ class ConversionOptions:
     answers: Answers = "both"
     take: Take | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    captions: Captions = "each"
 
     @property
     def media_policy(self) -> MediaPolicy:
@@ -70,7 +68,7 @@ class ConversionOptions:
     @property
     def settings(self) -> Settings:
         """What converters are told of it."""
-        return Settings(self.answers, self.take, dict(self.columns), self.captions)
+        return Settings(self.answers, self.take, dict(self.columns))
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain JSON types."""

@@ -7,7 +7,7 @@ Karpathy: `{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aria_finetune.data_formats.building import documents, fields, image_names, questions
@@ -26,8 +26,8 @@ def matches_annotations(record: object) -> bool:
     return documents.is_list_of(images, "id", "file_name") and documents.is_list_of(annotations, "caption", "image_id")
 
 
-def unfold_annotations(records: Iterator[object], context: Context) -> Iterator[object]:
-    """Every annotation with its image, or every image with all of its annotations; then the images that have none."""
+def unfold_annotations(records: Iterator[object], context: Context) -> Iterator[object]:  # noqa: ARG001
+    """Every annotation with its image, then every image that has none."""
     for record in records:
         if not isinstance(record, dict) or not all(
             isinstance(record.get(key), list) for key in ("images", "annotations")
@@ -37,34 +37,33 @@ def unfold_annotations(records: Iterator[object], context: Context) -> Iterator[
             continue
         images = documents.table(record["images"], "id")
         seen: set[str | None] = set()
-        for annotation, others in _heads(record["annotations"], together=context.settings.captions == "together"):
+        for annotation in record["annotations"]:
             number = annotation.get("image_id") if isinstance(annotation, dict) else None
             seen.add(documents.id_text(number))
-            yield _item(images, number, annotation, others)
+            yield _item(images, number, annotation)
         for name, image in images.items():
             if name not in seen and image is not None:
                 yield {"image": image, "annotation": None}
 
 
 def convert_annotations(record: object, context: Context = PLAIN) -> Iterator[Draft]:  # noqa: ARG001
-    """A caption that `unfold` made a pair with its image, and others of it; an image without any is for evaluation only.
+    """One caption that `unfold` made a pair with its image; an image without a caption is good for evaluation only.
 
     Raises:
         RecordError: `bad_schema`, among others for a caption whose image the file does not list.
     """
     pair = fields.mapping(record, "the record")
     annotation = pair.get("annotation")
-    caption, meta, others = None, {}, []
+    caption, meta = None, {}
     if annotation is not None:
         annotation = fields.mapping(annotation, "the annotation")
         caption = fields.text(fields.required(annotation, "caption", "the annotation"), "caption")
         meta = fields.rest(annotation, ("caption",))
-        others = [_caption(other, number) for number, other in enumerate(pair.get("others") or [], 1)]
     if pair.get("image") is None:
         raise RecordError("bad_schema", f"no image has the id {meta.get('image_id')!r:.60}")
     image = fields.mapping(pair["image"], "the image")
     name = fields.text(fields.required(image, "file_name", "the image"), "file_name")
-    yield _captioned(image_names.named(name), caption, {**meta, "image": fields.rest(image, ("file_name",))}, others)
+    yield _captioned(image_names.named(name), caption, {**meta, "image": fields.rest(image, ("file_name",))})
 
 
 def matches_results(record: object) -> bool:
@@ -101,8 +100,8 @@ def unfold_karpathy(records: Iterator[object], context: Context) -> Iterator[obj
             yield record
 
 
-def convert_karpathy(record: object, context: Context = PLAIN) -> Iterator[Candidate]:
-    """One conversation for every sentence of an image, or for the image; one without any is good for evaluation only.
+def convert_karpathy(record: object, context: Context = PLAIN) -> Iterator[Candidate]:  # noqa: ARG001
+    """One conversation for every sentence of an image; an image without one is good for evaluation only.
 
     Raises:
         RecordError: `bad_schema`, the image has no name or its sentences are no list.
@@ -115,10 +114,6 @@ def convert_karpathy(record: object, context: Context = PLAIN) -> Iterator[Candi
     meta = fields.rest(source, ("filename", "filepath", "sentences"))
     if not sentences:
         yield _captioned(image, None, meta)
-    if sentences and context.settings.captions == "together":
-        first, *others = (_raw(sentence, f"sentences[{number}]") for number, sentence in enumerate(sentences))
-        yield _captioned(image, first, meta, others)
-        return
     for number, sentence in enumerate(sentences):
         try:
             yield _of_sentence(image, sentence, f"sentences[{number}]", meta)
@@ -126,49 +121,21 @@ def convert_karpathy(record: object, context: Context = PLAIN) -> Iterator[Candi
             yield error
 
 
-def _heads(annotations: list[object], *, together: bool) -> Iterator[tuple[object, list[object]]]:
-    """Every annotation alone, or the first one of every image with the others of that image."""
-    if not together:
-        yield from ((annotation, []) for annotation in annotations)
-        return
-    groups: dict[str | None, list[object]] = {}
-    for annotation in annotations:
-        name = documents.id_text(annotation.get("image_id")) if isinstance(annotation, dict) else None
-        if name is None:
-            yield annotation, []  # of no image; `convert` says what is wrong with it
-        else:
-            groups.setdefault(name, []).append(annotation)
-    yield from ((first, others) for first, *others in groups.values())
-
-
-def _item(
-    images: documents.Table, number: object, annotation: object, others: list[object]
-) -> dict[str, Any] | RecordError:
+def _item(images: documents.Table, number: object, annotation: object) -> dict[str, Any] | RecordError:
     try:
-        return {"image": documents.joined(images, number, "images"), "annotation": annotation, "others": others}
+        return {"image": documents.joined(images, number, "images"), "annotation": annotation}
     except RecordError as error:
         return error
 
 
-def _caption(annotation: object, number: int) -> str:
-    where = f"annotation {number} of the image"
-    return fields.text(fields.required(fields.mapping(annotation, where), "caption", where), "caption")
-
-
-def _raw(value: object, where: str) -> str:
-    return fields.text(fields.required(fields.mapping(value, where), "raw", where), f"{where}.raw")
-
-
 def _of_sentence(image: MediaReference, value: object, where: str, meta: Mapping[str, Any]) -> Draft:
     sentence = fields.mapping(value, where)
-    caption = _raw(sentence, where)
+    caption = fields.text(fields.required(sentence, "raw", where), f"{where}.raw")
     return _captioned(image, caption, {**meta, "sentence": fields.rest(sentence, ("raw",))})
 
 
-def _captioned(
-    image: MediaReference, caption: str | None, meta: Mapping[str, Any], others: Sequence[str] = ()
-) -> Draft:
-    references = () if caption is None else tuple(dict.fromkeys((caption, *others)))
+def _captioned(image: MediaReference, caption: str | None, meta: Mapping[str, Any]) -> Draft:
+    references = () if caption is None else (caption,)
     return questions.asked([image], questions.IMAGE_PROMPT, caption, references=references, meta=meta)
 
 
@@ -188,7 +155,6 @@ ANNOTATIONS = Format(
     },
     traps=(
         "every caption is a record of its own, so that a file has about five times as many as images",
-        "with --captions together every image is one, its first caption the answer and all of them references",
         "a caption whose image is not listed is bad_schema",
         "an image without a caption is empty_answer, unless it is for evaluation",
         "info and licenses describe the file and are not copied into its records",
@@ -234,7 +200,7 @@ KARPATHY = Format(
         ],
     },
     traps=(
-        "every sentence is a record of its own; with --captions together every image is one, with all of them as references",
+        "every sentence is a record of its own",
         "the split of an image stays in the metadata; all of them are converted",
     ),
     keys=frozenset({"images", "dataset"}),

@@ -28,12 +28,12 @@ SMALL = (
     "train.gradient_accumulation_steps=1", "train.dataloader_num_workers=0",
 )  # fmt: skip
 ROWS = {
-    "captions": (10, 1), "chartqa": (4, 4), "code": (8, 1), "docvqa": (3, 1), "nextqa": (2, 1), "nlvr2-490": (3, 2),
+    "captions": (10, 5), "chartqa": (4, 4), "code": (8, 1), "docvqa": (3, 1), "nextqa": (2, 1), "nlvr2-490": (3, 2),
     "nlvr2-980": (3, 2), "pdf": (3, 1), "refcoco": (3, 1), "scenes": (2, 1), "text": (3, 1),
 }  # fmt: skip
 """Rows of training, and of evaluation, that the layouts hold."""
 RIGHT = {
-    "captions": tuple(f"A red box, said a person {place}." for place in range(5)),
+    "captions": ("A red box, said a person 0.",),
     "chartqa": ("0.57",),
     "code": ('```python\ndef double(x: int) -> int:\n    """Twice x."""\n    return 2 * x\n```',),
     "docvqa": ("red", "Red"),

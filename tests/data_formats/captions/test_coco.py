@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from aria_finetune.data_formats import registry
 from aria_finetune.data_formats.building import image_names
 from aria_finetune.data_formats.captions.coco import ANNOTATIONS, FORMATS, KARPATHY, RESULTS
-from aria_finetune.data_formats.format import Context, Settings
+from aria_finetune.data_formats.format import Context
 from aria_finetune.data_formats.record import Draft, Message, Part
 
 NAME = "COCO_val2014_000000000042.jpg"
@@ -47,31 +47,6 @@ def test_every_annotation_is_a_conversation():
         captioned("b", image_names.named("train2014/b.jpg"), {"id": 2, "image_id": 43, "image": {"id": 43}}),
         captioned("c", image_names.named(NAME), {"id": 3, "image_id": 42, "image": size}),
     ]
-
-
-TOGETHER = Context(settings=Settings(captions="together"))
-
-
-def test_all_captions_of_an_image_are_one_conversation_if_asked_for():
-    other = {"id": 43, "file_name": "b.jpg"}
-    captions = [CAPTION, {"id": 2, "image_id": 43, "caption": "b"}, CAPTION | {"id": 3, "caption": "c"}, CAPTION]
-    first, second = drafts(ANNOTATIONS, document([IMAGE, other], captions), context=TOGETHER)
-    assert (first.messages[1].content[0].text, first.references) == ("A dog runs .", ("A dog runs .", "c"))
-    assert first.media == (image_names.named(NAME),)
-    assert first.meta["id"] == 1
-    assert second.references == ("b",)
-    sentences = [{"raw": "A dog ."}, {"raw": "A lawn ."}]
-    (draft,) = drafts(KARPATHY, {"images": [SENTENCES | {"sentences": sentences}]}, context=TOGETHER)
-    assert (draft.messages[1].content[0].text, draft.references) == ("A dog .", ("A dog .", "A lawn ."))
-
-
-def test_a_bad_caption_among_several_of_an_image_is_told():
-    source = document([IMAGE], [CAPTION, CAPTION | {"caption": None}, "broken", CAPTION | {"image_id": 9}])
-    assert reasons(ANNOTATIONS, source, context=TOGETHER) == ["bad_schema"] * 3
-    source = {"images": [SENTENCES | {"sentences": [{"raw": "a"}, {}]}]}
-    assert reasons(KARPATHY, source, context=TOGETHER) == ["bad_schema"]
-    source = document([IMAGE, IMAGE | {"id": 43}], [CAPTION])
-    assert reasons(ANNOTATIONS, source, context=TOGETHER) == [None, "empty_answer"]
 
 
 def test_an_image_without_a_caption_is_for_evaluation():
