@@ -1,7 +1,7 @@
 """The folder of one run: made, described, continued and cleaned up.
 
 `run.json` says what ran and how it went, `metrics.jsonl` has a line per logged step, `routing.jsonl` another with lists by
-layer, `skipped.jsonl` a line per row that could not be read. Knows files, nothing of training.
+layer, `skipped.jsonl` a line per row that could not be read, `answers.jsonl` a line per held-out row that was answered. Knows files, nothing of training.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 ROUTING_FILE = "routing.jsonl"
+ANSWERS_FILE = "answers.jsonl"
 PICTURE_FILE = "loss.png"
 ROUTING_PICTURE = "routing.png"
 REJECTS_FILE = "rejects.jsonl"
 ROWS_FILE = "rows.jsonl"
 LOCK_FILE = ".lock"
-LOGS = (METRICS_FILE, SKIPPED_FILE, ROUTING_FILE)
+LOGS = (METRICS_FILE, SKIPPED_FILE, ROUTING_FILE, ANSWERS_FILE)
 """Files that grow while a run goes on."""
 PREPARING = "preparing"
 

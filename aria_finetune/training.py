@@ -11,12 +11,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
@@ -29,7 +31,10 @@ from aria_finetune.checkpoint.space import explain_full_disk
 from aria_finetune.data.begun import read_begun_rows, write_begun_rows
 from aria_finetune.data.chat import IGNORED
 from aria_finetune.data.collation import Batch
-from aria_finetune.data.dataset import write_rejects
+from aria_finetune.data.dataset import RowSet, write_rejects
+from aria_finetune.data.pictures import Shown
+from aria_finetune.data.rows import Sight, as_prompt
+from aria_finetune.data_formats.record import Media
 from aria_finetune.disk_need import check_space
 from aria_finetune.errors import UserError
 from aria_finetune.feature_cache import RunFeatures, check_feature_folder, run_features
@@ -58,6 +63,7 @@ from aria_finetune.recipe import Recipe
 from aria_finetune.resumption import Start, check_identity, find_start, identify
 from aria_finetune.routing_picture import draw_routing
 from aria_finetune.run_folder import (
+    ANSWERS_FILE,
     METRICS_FILE,
     PICTURE_FILE,
     REJECTS_FILE,
@@ -77,6 +83,7 @@ from aria_finetune.sources import build_batches, build_viewing
 from aria_finetune.staging import staged_folder, sync, sync_tree
 from aria_finetune.summary import draw_losses, show_base, show_components, show_result, show_rows
 from aria_finetune.trainer import (
+    AnswerCheck,
     AriaTrainer,
     EarlyStopping,
     Feed,
@@ -85,7 +92,9 @@ from aria_finetune.trainer import (
     RoutingAccount,
     SkippedRows,
     Watching,
+    choose_questions,
 )
+from aria_finetune.trainer.answers import Question
 
 INLINE_MEDIA = "media"
 """Folder of a run for pictures that its data hold inline (data URIs)."""
@@ -134,6 +143,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
     recipe.adapted_layers(_decoder_layers(material))
     check_start(recipe, material)
     check_seeing(recipe, material)
+    check_questions(recipe, material)
     show_base(recipe, material, console)
     show_rows(material, console)
     identity = identify(recipe, material)
@@ -249,6 +259,7 @@ def dry_run(recipe: Recipe, console: Console, *, resume: bool = False) -> Batch:
         recipe.adapted_layers(_decoder_layers(material))
         check_start(recipe, material)
         check_seeing(recipe, material)
+        check_questions(recipe, material)
         show_rows(material, console)
         first = next(iter(build_batches(recipe, material.train_rows)))
         collator = build_collator(recipe, material, on_bad_media="fail", packed=recipe.data.packing)
@@ -344,6 +355,14 @@ def build_trainer(
         stopping = EarlyStopping(recipe.train.early_stopping_patience)
         companions["early_stopping"] = stopping
         callbacks.append(stopping)
+    watching = Watching(
+        guard,
+        skipped,
+        interruption or Interruption(),
+        progress.say,
+        build_account(recipe, run, model),
+        build_check(recipe, run, material, progress, features),
+    )
     trainer = AriaTrainer(
         model,
         build_arguments(recipe, run),
@@ -354,9 +373,7 @@ def build_trainer(
             build_batches(recipe, material.train_rows),
         ),
         processor=material.processor,
-        watching=Watching(
-            guard, skipped, interruption or Interruption(), progress.say, build_account(recipe, run, model)
-        ),
+        watching=watching,
         keeping=Keeping(
             recipe.train.save_total_limit,
             identity or {},
@@ -378,6 +395,55 @@ def build_account(recipe: Recipe, run: RunFolder, model: PeftModel) -> RoutingAc
         return None
     append = partial(run.append, ROUTING_FILE) if recipe.moe.health else None
     return RoutingAccount(RoutingWatch(model, losses), append, losses.group)
+
+
+def build_check(
+    recipe: Recipe, run: RunFolder, material: Material, progress: ProgressReport, features: RunFeatures | None
+) -> AnswerCheck | None:
+    """What answers held-out rows at every evaluation, if the recipe wants that."""
+    train = recipe.train
+    if not train.evaluate_generation or recipe.eval_strategy == "no":
+        return None
+    questions = questions_of(recipe, material)
+    if len(questions) < train.evaluate_generation:
+        progress.say(
+            f"train.evaluate_generation is {train.evaluate_generation}; {len(questions)} held-out rows have an answer"
+        )
+
+    def stored(number: int, media: Media, sights: Sequence[Sight]) -> dict[Shown, list[torch.Tensor]]:
+        assert features is not None  # noqa: S101 (else it is not asked)
+        return features.stored(questions[number].row, media, sights)
+
+    prompts = replace(material, train_rows=RowSet(), eval_rows=RowSet([question.plan for question in questions]))
+    return AnswerCheck(
+        questions,
+        build_collator(recipe, prompts, generation=True, features=stored if features else None),
+        train.max_new_tokens,
+        train.per_device_eval_batch_size,
+        partial(run.append, ANSWERS_FILE),
+        progress.say,
+    )
+
+
+def questions_of(recipe: Recipe, material: Material) -> list[Question]:
+    """The held-out rows that are answered at every evaluation.
+
+    Raises:
+        UserError: none has a known answer.
+    """
+    plans, first = material.eval_rows.plans, len(material.train_rows.plans)
+    count, seed = recipe.train.evaluate_generation, recipe.train.seed
+    return choose_questions(plans, count, seed, partial(as_prompt, chat=material.chat), first)
+
+
+def check_questions(recipe: Recipe, material: Material) -> None:
+    """Refuse before the weights are loaded to answer rows whose answers nobody knows.
+
+    Raises:
+        UserError: no held-out row has a known answer.
+    """
+    if recipe.train.evaluate_generation and recipe.eval_strategy != "no":
+        questions_of(recipe, material)
 
 
 def check_groups(recipe: Recipe, material: Material) -> None:
@@ -453,6 +519,8 @@ def build_arguments(recipe: Recipe, run: RunFolder) -> SFTConfig:
             "save_total_limit",
             "activation_offloading",  # ours, see model/offloading.py
             "neftune_noise_alpha",  # ours, see model/noise.py
+            "evaluate_generation",  # ours, see trainer/answers.py
+            "max_new_tokens",
         }
     )
     passed_on |= {"bf16": recipe.bf16, "eval_strategy": recipe.eval_strategy, "eval_steps": recipe.eval_steps}

@@ -202,7 +202,19 @@ LAYERS: dict[str, Layer] = {
         never=frozenset({"trl"}),
     ),
     "trainer": Layer(
-        ("trainer",), knows=("adapter", "checkpoint", "data", "interruption", "memory", "model", "staging", "errors")
+        ("trainer",),
+        knows=(
+            "adapter",
+            "checkpoint",
+            "data",
+            "generation",
+            "interruption",
+            "memory",
+            "metrics",
+            "model",
+            "staging",
+            "errors",
+        ),
     ),
     "training": Layer(
         ("training", "run_report", "disk_need", "feature_cache"),

@@ -94,7 +94,11 @@ def load_values(folder: Path) -> dict[str, Any]:
 
 def load_generators(folder: Path) -> None:
     """Put every random generator back to where it was when `folder` was saved."""
-    states = _attach(_read_values(folder)[_RANDOM], _read_tensors(folder, _RANDOM))
+    set_generators(_attach(_read_values(folder)[_RANDOM], _read_tensors(folder, _RANDOM)))
+
+
+def set_generators(states: Mapping[str, Any]) -> None:
+    """Put every random generator back to what `generator_states` gave."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

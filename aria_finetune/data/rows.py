@@ -7,7 +7,7 @@ nothing of tensors or of where records come from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -250,6 +250,17 @@ def _open_clip(media: Media, viewing: Viewing, inspector: Inspector | None) -> _
     except MediaError as error:
         raise RecordError(error.reason, error.detail) from error
     return _Clip(times, media.start, media.end, media.num_frames or viewing.num_frames)
+
+
+def as_prompt(plan: RowPlan, chat: ChatTokenizer) -> RowPlan:
+    """The same row, shown as it is but without its closing assistant turns, for an answer to be generated."""
+    end = len(plan.turns)
+    while end and plan.turns[end - 1].role == "assistant":
+        end -= 1
+    turns = plan.turns[:end]
+    sights = plan.sights[: sum(isinstance(part, Picture) for turn in turns for part in turn.content)]
+    tokens = len(chat.encode(turns, generation_prompt=True).ids)
+    return replace(plan, turns=turns, sights=sights, tokens=tokens, labels=0)
 
 
 def _prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:

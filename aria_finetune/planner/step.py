@@ -17,7 +17,7 @@ from aria_finetune.planner.resident import FLOAT32, Adapter, Holding, adapter_by
 
 Device = Literal["cpu", "cuda"]
 Implementation = Literal["lean", "grouped", "grouped_mm", "eager"]
-PhaseName = Literal["filling", "loading", "vision", "loss", "backward", "optimizer", "evaluation"]
+PhaseName = Literal["filling", "loading", "vision", "loss", "backward", "optimizer", "evaluation", "answers"]
 
 MIB = 2**20
 HEAD_ROWS = 4096
@@ -53,7 +53,8 @@ class Batch:
     """The largest micro-batch: rows, tokens of the longest of them, labels and tiles by side of all of them.
 
     `waiting` are the tiles of a whole optimizer step, whose bytes are on the device from its beginning; those of the micro-batch
-    alone where none are named. `lengths` is how many different numbers of tokens micro-batches have, `other_lengths` those of evaluation.
+    alone where none are named. `lengths` is how many different numbers of tokens micro-batches have, `other_lengths` those of evaluation. Of
+    evaluation, `answers` are rows and tokens, answers included, of the largest batch of prompts that is answered, (0, 0) where none is.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Batch:
     waiting: Mapping[int, int] = field(default_factory=dict)
     lengths: int = 1
     other_lengths: int = 0
+    answers: tuple[int, int] = (0, 0)
 
     @property
     def positions(self) -> int:
@@ -132,6 +134,8 @@ class Setup:
             phases.insert(1, Phase("vision", {**trained, **self._tower(seen)}))
         if evaluation is not None:
             phases.append(Phase("evaluation", {**trained, **self._evaluation(evaluation)}))
+            if evaluation.answers[0]:
+                phases.append(Phase("answers", {**trained, **self._answers(evaluation)}))
         return [Phase(phase.name, {name: size for name, size in phase.parts.items() if size}) for phase in phases]
 
     def peak(self, training: Batch, evaluation: Batch | None = None) -> Phase:
@@ -311,3 +315,13 @@ class Setup:
         layer = round(0.5 * batch.positions * sum(self._token_bytes())) + self._unpacked() + self._experts(batch)
         work = {"loss": self._loss(batch)} if self._loss(batch) > layer else {"layer": layer}
         return held | work
+
+    def _answers(self, batch: Batch) -> dict[str, int]:
+        """Of prompts that are answered: keys and values of all layers, those of one twice while a token joins them; logits of one place."""
+        rows, tokens = batch.answers
+        asked = Batch(rows, tokens, 0, batch.tiles)
+        architecture, width = self.architecture, self.holding.width
+        layers = architecture.layers + 1
+        kept = 2 * layers * architecture.kv_heads * architecture.head_dim * rows * tokens * width
+        held = self._evaluation(asked)
+        return {**held, "keys and values": kept, "logits": rows * architecture.vocabulary * (width + FLOAT32)}

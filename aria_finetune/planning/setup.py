@@ -98,7 +98,7 @@ class Rows:
             trained = largest_batch(training, size)
         trained = replace(trained, waiting=step.tiles)
         trained = replace(trained, lengths=self._lengths(recipe), other_lengths=min(len(wanted), evaluated.lengths))
-        return trained, evaluated if wanted else None
+        return trained, replace(evaluated, answers=_answered(recipe, wanted)) if wanted else None
 
     @cached_property
     def _coming(self) -> list[int]:
@@ -264,3 +264,9 @@ def _order(rows: RowSet, seed: int) -> Iterator[int]:
 
 def _limit(recipe: Recipe) -> float:
     return math.inf if recipe.train.max_steps > 0 else recipe.train.num_train_epochs
+
+
+def _answered(recipe: Recipe, plans: Sequence[RowPlan]) -> tuple[int, int]:
+    """Rows and tokens of the largest batch of held-out rows that is answered, if the longest are chosen."""
+    count = min(recipe.train.evaluate_generation, len(plans), recipe.train.per_device_eval_batch_size)
+    return (count, max(map(_tokens, plans)) + recipe.train.max_new_tokens) if count else (0, 0)

@@ -184,6 +184,8 @@ def _best_model(recipe: Recipe) -> Iterator[Conflict]:
     intervals: tuple[Key, ...] = (("train", "save_steps"), ("train", "eval_steps"))
     if train.early_stopping_patience is not None:
         yield from _needs_evaluation(recipe, ("train", "early_stopping_patience"))
+    if train.evaluate_generation:
+        yield from _needs_evaluation(recipe, ("train", "evaluate_generation"))
     if not train.load_best_model_at_end:
         return
     yield from _needs_evaluation(recipe, key)

@@ -238,7 +238,8 @@ class TrainSection(Section):
     `max_steps` of -1 leaves the length to `num_train_epochs`; `max_grad_norm` of 0 clips nothing; a gradient norm of
     more than `spike_factor` times the median of the last 32 makes no update, None sets no such limit. `activation_offloading`
     takes what gradient checkpointing keeps to host memory. `neftune_noise_alpha` sets how large the noise on text embeddings is in
-    training, None adds none. `eval_strategy`, `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
+    training, None adds none. `evaluate_generation` is how many held-out rows are answered at each evaluation, with answers of up to
+    `max_new_tokens` tokens; 0 answers none. `eval_strategy`, `eval_steps` and `bf16` may be None; `Recipe` says what that comes to.
     """
 
     learning_rate: Positive = 5e-5
@@ -265,6 +266,8 @@ class TrainSection(Section):
     save_total_limit: Count | None = 2
     eval_strategy: Interval | None = None
     eval_steps: Count | None = None
+    evaluate_generation: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Count = 64
     load_best_model_at_end: bool = False
     early_stopping_patience: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42

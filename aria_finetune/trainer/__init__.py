@@ -1,5 +1,6 @@
 """TRL's SFTTrainer, made so that a run can be stopped, killed and resumed, and made for Aria."""
 
+from aria_finetune.trainer.answers import AnswerCheck, choose_questions
 from aria_finetune.trainer.aria import AriaTrainer, Feed, Watching
 from aria_finetune.trainer.callbacks import EarlyStopping
 from aria_finetune.trainer.guards import NumberGuard
@@ -8,6 +9,7 @@ from aria_finetune.trainer.resumable import Keeping
 from aria_finetune.trainer.routing import RoutingAccount
 
 __all__ = [
+    "AnswerCheck",
     "AriaTrainer",
     "EarlyStopping",
     "Feed",
@@ -16,4 +18,5 @@ __all__ = [
     "RoutingAccount",
     "SkippedRows",
     "Watching",
+    "choose_questions",
 ]

@@ -33,10 +33,11 @@ from aria_finetune.model.documents import document_places
 from aria_finetune.model.dropout import assign_packed_rows, assign_rows, row_seed
 from aria_finetune.model.lora import MAGNITUDE, adapter_state
 from aria_finetune.model.vision import as_encoder_outputs, image_features
+from aria_finetune.trainer.answers import AnswerCheck
 from aria_finetune.trainer.guards import NumberGuard
 from aria_finetune.trainer.learning_rates import speed_up
 from aria_finetune.trainer.loader import Batch, ErrorsAsBatches, SkippedRows, is_empty, raise_carried, real_tokens
-from aria_finetune.trainer.resumable import Keeping, ResumableTrainer
+from aria_finetune.trainer.resumable import EvaluationStopped, Keeping, ResumableTrainer
 from aria_finetune.trainer.routing import RoutingAccount
 from aria_finetune.trainer.scored_head import ScoredHeadModel
 from aria_finetune.trainer.waiting import DataWait
@@ -58,13 +59,14 @@ class Feed:
 
 @dataclass(frozen=True)
 class Watching:
-    """Who watches a run: its numbers, its unreadable rows, signals, routing; `say` prints a line for the user."""
+    """Who watches a run: its numbers, its unreadable rows, signals, routing, its answers; `say` prints a line for the user."""
 
     guard: NumberGuard
     skipped: SkippedRows
     interruption: Interruption = field(default_factory=Interruption)
     say: Callable[[str], None] = print
     routing: RoutingAccount | None = None
+    answers: AnswerCheck | None = None
 
 
 class AriaTrainer(ResumableTrainer):
@@ -346,6 +348,24 @@ class AriaTrainer(ResumableTrainer):
             )
         self._logged_at += time.monotonic() - begun
         return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; then held-out rows are answered, if that is wanted.
+
+        Raises:
+            EvaluationStopped: a signal came.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
+        answers = self._watching.answers
+        if answers is not None:
+            base = self.accelerator.unwrap_model(self.model).get_base_model()
+            means = answers.run(
+                self.model, base, self.state.global_step, lambda: not (self.is_in_train and self.is_interrupted())
+            )
+            if means is None:
+                raise EvaluationStopped
+            output.metrics.update({f"eval_{name}": mean for name, mean in means.items()})
+        return output
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:  # noqa: ARG002
         """Write the adapter as `save_adapter` does, instead of also pickling the arguments."""

@@ -282,6 +282,10 @@ class ResumableTrainer(SFTTrainer):  # type: ignore[misc]
             self.seal(planned=self.control.should_save)
             self._interruption.check()
 
+    def is_interrupted(self) -> bool:
+        """Whether a signal came."""
+        return self._interruption.asked is not None
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of an evaluation, which a signal ends here."""
         if self.is_in_train and self._interruption.asked is not None:

@@ -167,3 +167,11 @@ def test_what_a_trained_tower_keeps() -> None:
     assert seeing("vision", device="cpu", implementation="lean")["kept"] == 28 * 1225 * 1152 * 4 * 2 // 2**20
     assert seeing("vision", checkpointing=False)["kept"] > 10 * seeing("vision")["kept"]
     assert seeing("vision")["tower"] == pytest.approx(3 * seeing("attention")["tower"], abs=3)
+
+
+def test_answers_hold_keys_and_values() -> None:
+    """Of a row of 8,192 tokens in 28 layers and once more of one, of 20 heads of 128, in bf16."""
+    (asked,) = (phase for phase in setup().phases(LONG, replace(LONG, answers=(1, 8192))) if phase.name == "answers")
+    assert asked.parts["keys and values"] == 2 * 29 * 20 * 128 * 8192 * 2
+    assert "loss" not in asked.parts
+    assert not [phase for phase in setup().phases(LONG, LONG) if phase.name == "answers"]

@@ -338,8 +338,8 @@ def test_every_alias_leads_to_a_key() -> None:
 
 
 def test_train_has_the_names_of_trl() -> None:
-    # transformers 5 folded the ratio into warmup_steps, patience is an argument of its callback, spikes are our own.
-    ours = {"warmup_ratio", "early_stopping_patience", "spike_factor"}
+    # transformers 5 folded the ratio into warmup_steps, patience is an argument of its callback, spikes and answers are our own.
+    ours = {"warmup_ratio", "early_stopping_patience", "spike_factor", "evaluate_generation", "max_new_tokens"}
     assert set(TrainSection.model_fields) - ours <= set(SFTConfig.__dataclass_fields__)
 
 

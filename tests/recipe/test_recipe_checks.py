@@ -49,6 +49,7 @@ def found(
         ({}, {}, {"eval_strategy": "steps"}, "train.eval_strategy", "nothing to evaluate on; add data.eval"),
         ({}, {}, {"eval_strategy": "epoch"}, "train.eval_strategy", "nothing to evaluate on; add data.eval"),
         ({}, {}, {"load_best_model_at_end": True}, "train.load_best_model_at_end", "needs data to evaluate on"),
+        ({}, {}, {"evaluate_generation": 3}, "train.evaluate_generation", "needs data to evaluate on"),
         ({}, {}, {"early_stopping_patience": 3}, "train.early_stopping_patience", "needs data to evaluate on"),
         (
             {},
@@ -109,6 +110,7 @@ def test_contradictions(
         ({}, EVAL, {"load_best_model_at_end": True, "eval_steps": 250, "early_stopping_patience": 2}),
         ({}, EVAL, {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}),
         ({}, EVAL, {"early_stopping_patience": 2, "save_strategy": "no"}),
+        ({}, EVAL, {"evaluate_generation": 4, "max_new_tokens": 8}),
     ],
 )
 def test_what_goes_together(model: dict[str, Any], data: dict[str, Any], train: dict[str, Any]) -> None:
