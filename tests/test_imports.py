@@ -168,7 +168,9 @@ LAYERS: dict[str, Layer] = {
     "doctor": Layer(("doctor",), knows=(*BUILDERS, "recipe")),
     "specialisation": Layer(("specialisation",), knows=(*RUNS, "sources"), never=frozenset({"trl"})),
     "evaluation": Layer(
-        ("evaluation", "generation"), knows=(*RUNS, "metrics", "needles", "sources"), never=frozenset({"trl"})
+        ("evaluation", "generation"),
+        knows=(*RUNS, "metrics", "needles", "sources", "viewing"),
+        never=frozenset({"trl"}),
     ),
     "advice": Layer(("advice",), knows=("memory", "recipe", "errors"), never=frozenset({"trl"})),
     "resumption": Layer(
