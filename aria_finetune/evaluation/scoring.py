@@ -104,8 +104,9 @@ def _together(
 
 def _prompt(plan: RowPlan) -> object:
     """What is asked of which media: equal for two captions of one picture."""
-    media = [(one.sha256, one.path, one.start, one.end, one.page) for one in plan.record.media]
-    return repr((plan.turns, [(media[sight.media], sight.time, sight.page) for sight in plan.sights]))
+    record = plan.record
+    asked = [(one.role, one.content) for one in record.messages if one.role != "assistant"]
+    return repr((asked, [(one.sha256, one.name, one.start, one.end, one.page) for one in record.media]))
 
 
 @dataclass(frozen=True)
