@@ -147,9 +147,14 @@ def evaluate(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="Score this adapter beside the base.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for evaluation.json and predictions.jsonl.")] = Path(
+    merged: Annotated[Path | None, typer.Option(help="Score this merged checkpoint beside the base.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for evaluation.json, predictions.jsonl and a page.")] = Path(
         "evaluation"
     ),
+    metric: Annotated[str, typer.Option(help="Score all rows by this; auto takes that of each row.")] = "auto",
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run programs that the model writes, to test them.")
+    ] = False,
     blank_images: Annotated[bool, typer.Option(help="Also answer with every picture greyed out.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 8,
@@ -162,7 +167,8 @@ def evaluate(
     from aria_finetune.evaluation import EvaluationOptions
     from aria_finetune.evaluation import evaluate as run
 
-    run(loaded, output, EvaluationOptions(adapter, blank_images, max_new_tokens, batch_size), console())
+    options = EvaluationOptions(adapter, blank_images, max_new_tokens, batch_size, merged, metric, run_code)
+    run(loaded, output, options, console())
 
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, an NF4 folder, or tiny.")]

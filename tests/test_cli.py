@@ -24,7 +24,8 @@ FLAGS = {
     "inspect": {"recipe", "overrides", "--rows", "--html", "--split"},
     "plan": {"recipe", "overrides", "--gpu-memory", "--card", "--json"},
     "evaluate": {
-        "recipe", "overrides", "--adapter", "--output", "--blank-images", "--max-new-tokens", "--batch-size"
+        "recipe", "overrides", "--adapter", "--merged", "--output", "--metric", "--run-code", "--blank-images",
+        "--max-new-tokens", "--batch-size"
     },
     "generate": {
         "model", "prompt", "--adapter", "--image", "--video", "--document", "--system", "--from", "--output", "--resume",

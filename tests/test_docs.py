@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from browsing import browse, needs_chromium, picture_sizes
 
 from aria_finetune.cli import app
 from aria_finetune.data_formats.errors import REASONS
@@ -55,17 +56,36 @@ def run(command: str, folder: Path, shell: dict[str, str]) -> str:
     return result.stdout
 
 
-def test_readme_blocks_run_in_an_empty_folder_and_the_model_learns_to_see(
-    tmp_path: Path, shell: dict[str, str]
-) -> None:
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory, shell: dict[str, str]) -> Path:
+    """The folder, empty before, in which all blocks of the README were run."""
+    folder = tmp_path_factory.mktemp("readme")
     for block in blocks("bash"):
-        print(run(block, tmp_path, shell))
+        print(run(block, folder, shell))
     for block in blocks("python"):
-        (tmp_path / "block.py").write_text(block)
-        run(f"{sys.executable} block.py", tmp_path, shell)
+        (folder / "block.py").write_text(block)
+        run(f"{sys.executable} block.py", folder, shell)
+    return folder
 
+
+@needs_chromium
+def test_the_page_of_the_readme_s_evaluation_shows_its_pictures_in_a_browser(followed: Path) -> None:
+    page = followed / "runs/first/evaluation/evaluation.html"
+    _, told = browse(page)
+    assert "CONSOLE" not in told
+    sizes = picture_sizes(page)
+    assert len(sizes) == 64
+    assert all(width > 0 and height > 0 for width, height in sizes)
+
+
+def test_readme_blocks_run_in_an_empty_folder_and_the_model_learns_to_see(followed: Path) -> None:
+    tmp_path = followed
     scores = json.loads((tmp_path / "runs/first/evaluation/evaluation.json").read_text())
     assert scores["base"]["accuracy"] <= 0.5
+    change = scores["differences"]["adapter"]["exact"]
+    assert change["difference"] == scores["adapter"]["accuracy"] - scores["base"]["accuracy"]
+    assert change["interval"][0] > 0.3
+    assert change["p_value"] < 1e-6
     assert scores["adapter"]["accuracy"] >= 0.9
     assert scores["adapter_blank"]["accuracy"] <= 0.5 + 1 / 64
     assert scores["rows"] == scores["scored"] == 64

@@ -188,7 +188,9 @@ LAYERS: dict[str, Layer] = {
         ("generation",), knows=("data", "model", "errors"), never=frozenset({"trl", "peft", "datasets"})
     ),
     "evaluation": Layer(
-        ("evaluation",), knows=(*RUNS, "generation", "metrics", "needles", "sources"), never=frozenset({"trl"})
+        ("evaluation",),
+        knows=(*RUNS, "generation", "metrics", "needles", "sources", "viewing"),
+        never=frozenset({"trl"}),
     ),
     "speaking": Layer(
         ("speaking",),

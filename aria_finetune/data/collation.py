@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -139,6 +140,20 @@ class Collator:
             batch |= pictures
         return batch
 
+    def first_tiles(self, row: int, count: int) -> list[Tile]:
+        """The first tile of each of the first `count` pictures of a row: its overview where it is split.
+
+        Raises:
+            UserError: a picture can't be read any more.
+        """
+        plan = self.plans[row]
+        sights = plan.sights[:count]
+        seen = self._shown(row, self._tiles, sights)
+        if isinstance(seen, BadRow):
+            raise seen.refusal()
+        places = accumulate((sight.tiles for sight in sights), initial=0)
+        return [seen[place] for place, _ in zip(places, sights, strict=False)]
+
     def _sound(self, asked: Sequence[int], look: Look[T]) -> tuple[list[int], list[BadRow], list[T]]:
         """The rows whose pictures are all there, those that have to be left out, and all pictures of the former."""
         rows: list[int] = []
@@ -172,19 +187,20 @@ class Collator:
             batch["labels"][row, place] = torch.tensor(encoding.labels)
         return batch
 
-    def _shown(self, row: int, look: Look[T]) -> list[T] | BadRow:
-        """What `look` gives for the pictures of a whole row, in the order of the text; or, if any fails, why."""
+    def _shown(self, row: int, look: Look[T], some: Sequence[Sight] | None = None) -> list[T] | BadRow:
+        """What `look` gives for the pictures of a row, or `some` of them, in the order of the text; or, if any fails, why."""
         plan = self.plans[row]
+        sights = plan.sights if some is None else some
         if plan.lost is not None:
             return BadRow.of(row, plan, plan.lost.media, MediaError(plan.lost.reason, plan.lost.detail))
         seen: dict[Shown, list[T]] = {}
-        for sights in by_medium(plan.sights):
-            media = plan.record.media[sights[0].media]
+        for of_medium in by_medium(sights):
+            media = plan.record.media[of_medium[0].media]
             try:
-                seen |= look(row, media, sights)
+                seen |= look(row, media, of_medium)
             except MediaError as error:
                 return BadRow.of(row, plan, media.name, error)
-        return [one for sight in plan.sights for one in seen[shown(sight)]]
+        return [one for sight in sights for one in seen[shown(sight)]]
 
     def _tiles(self, _row: int, media: Media, sights: Sequence[Sight]) -> dict[Shown, list[Tile]]:
         return Pictures(self.showing, self.decoder).of(media, sights)

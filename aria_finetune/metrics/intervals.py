@@ -62,7 +62,7 @@ def _correlation(both: int, first_only: int, second_only: int, neither: int) -> 
     margins = (both + first_only) * (second_only + neither) * (both + second_only) * (first_only + neither)
     if not margins:
         return 0.0
-    cross = both * neither - first_only * second_only
+    cross = float(both * neither - first_only * second_only)
     if cross > 0:
         cross = max(0.0, cross - (both + first_only + second_only + neither) / 2)
     return cross / math.sqrt(margins)

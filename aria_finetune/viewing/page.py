@@ -1,24 +1,20 @@
 """The page around the rows: figures, legend, rejected rows, in one file that fetches nothing and runs nothing.
 
-A Content-Security-Policy allows pictures that are in the page and the one style sheet by its hash, nothing else.
 Colours are never alone: kinds also differ by underline, border and words.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from aria_finetune.conversion import Reject
+from aria_finetune.viewing.document import document, mark_of
 from aria_finetune.viewing.drawing import DrawnRow, facts
 from aria_finetune.viewing.markup import Html, element, joined
 
-DOCTYPE = "<!DOCTYPE html>"
-MARK = f'{DOCTYPE}\n<html lang="en" data-page="aria-finetune inspect">'
+MARK = mark_of("inspect")
 """How every page begins, by which one is known that may be replaced."""
 
 LISTED_REJECTS = 100
@@ -50,22 +46,8 @@ class Overview:
 def compose(overview: Overview, rows: Iterable[DrawnRow]) -> str:
     """The whole page."""
     drawn = list(rows)
-    style = Html(files(__package__).joinpath("page.css").read_text(encoding="utf-8"))
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(style)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{overview.title}: what the model sees"),
-        element("style", style),
-    )
-    body = element("body", _top(overview), _switch(), element("main", _rows(overview, drawn), _rejects(overview)))
-    return f"{MARK}\n{head}\n{body}\n</html>\n"
-
-
-def _policy(style: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    return f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    body = _top(overview), _switch(), element("main", _rows(overview, drawn), _rejects(overview))
+    return document(MARK, f"{overview.title}: what the model sees", ("page.css",), *body)
 
 
 def _top(overview: Overview) -> Html:

@@ -31,11 +31,11 @@ class Thumbnail:
         return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode('ascii')}"
 
 
-def thumbnail(tile: Tile) -> Thumbnail:
-    """Draw a tile small, keeping its proportions; one that is small already keeps its size."""
+def thumbnail(tile: Tile, longest: int = LONGEST_SIDE) -> Thumbnail:
+    """Draw a tile small, keeping its proportions; one of no more than `longest` pixels a side keeps its size."""
     pixels = np.ascontiguousarray(tile.pixels[:, : tile.height, : tile.width].transpose(1, 2, 0))
     picture = Image.fromarray(pixels)
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=QUALITY)
     return Thumbnail(*picture.size, stream.getvalue())

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from html_pages import picture, read_page
 from rich.console import Console
 
+from aria_finetune.adapter.merge import merge
 from aria_finetune.errors import UserError
-from aria_finetune.evaluation import EvaluationOptions, accuracy, evaluate
+from aria_finetune.evaluation import EvaluationOptions, evaluate
 from aria_finetune.generation import batches_of, generate_answers
 from aria_finetune.material import build_collator, load_base, prepare, prepare_prompts
 from aria_finetune.recipe import Recipe
@@ -20,24 +22,44 @@ from aria_finetune.training import train
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
 
 
-def test_accuracy_leaves_rows_without_a_known_answer_out() -> None:
-    assert accuracy([("a",), (), ("b",)], ["a", "a", "c"]) == 0.5
-
-
-def test_evaluation_writes_scores_and_answers(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = make_recipe(f"data.eval={DATA}/warmth-eval.jsonl", "train.max_steps=1")
+def test_evaluation_writes_scores_answers_and_a_page(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    rows = (DATA / "warmth-eval.jsonl").read_text().splitlines()[:16]
+    held = DATA.parent / "tiny"
+    (tmp_path / "eval.jsonl").write_text("\n".join(rows) + "\n")
+    recipe = make_recipe(
+        f"data.eval=[{{path: {tmp_path}/eval.jsonl, media_root: {held}}}]", "train.max_steps=1", "model.experts=fp32"
+    )
     run = train(recipe, Console(file=io.StringIO()))
-    output = tmp_path / "scores"
-    options = EvaluationOptions(run / "adapter", blank_images=True, max_new_tokens=4, batch_size=16)
-    result = evaluate(recipe, output, options, Console(file=io.StringIO()))
-    assert set(result) >= {"base", "adapter", "adapter_blank"}
+    merge(run / "adapter", tmp_path / "merged")
+    output, console = tmp_path / "scores", Console(file=io.StringIO(), width=200)
+    options = EvaluationOptions(
+        run / "adapter", blank_images=True, max_new_tokens=4, batch_size=16, merged=tmp_path / "merged"
+    )
+    result = evaluate(recipe, output, options, console)
+    whos = ["base", "adapter", "adapter_blank", "merged"]
+    assert [name for name in result if name in whos] == whos
     assert json.loads((output / "evaluation.json").read_text()) == result
     lines = [json.loads(line) for line in (output / "predictions.jsonl").open()]
-    assert len(lines) == result["rows"] == 64
+    assert len(lines) == result["rows"] == result["scored"] == 16
     assert {line["expected"][0] for line in lines} == {"warm", "cool"}
-    assert result["base"]["accuracy"] == sum(line["correct"]["base"] for line in lines) / 64
-    evaluate(recipe, output, EvaluationOptions(max_new_tokens=1), Console(file=io.StringIO()))
-    assert "adapter" in json.loads((output / "evaluation.json").read_text())
+    assert [line["answers"]["merged"] for line in lines] == [line["answers"]["adapter"] for line in lines]
+    for who in whos:
+        assert result[who]["accuracy"] == sum(line["correct"][who] for line in lines) / 16
+        assert result[who]["metrics"]["exact"]["mean"] == result[who]["accuracy"]
+        assert result[who]["metrics"]["exact"]["interval"][0] <= result[who]["accuracy"]
+    assert set(result["differences"]) == set(whos[1:])
+    assert result["differences"]["merged"] == result["differences"]["adapter"]
+    page = read_page((output / "evaluation.html").read_text(encoding="utf-8"))
+    assert len(page.all("article")) == 16
+    assert len([picture(image) for image in page.all("img")]) == 16
+    said = console.file.getvalue()
+    assert [line.split()[0] for line in said.splitlines() if "of 16 right" in line] == whos
+
+    again = evaluate(recipe, output, EvaluationOptions(max_new_tokens=1, metric="anls"), Console(file=io.StringIO()))
+    assert set(again["base"]["metrics"]) == {"anls"}
+    assert again["differences"] == {}
+    assert "adapter" not in again
+    assert again["models"] == {"base": "tiny"}
 
 
 def test_a_long_prompt_is_answered_alone() -> None:
@@ -95,6 +117,14 @@ def test_what_evaluation_refuses(make_recipe: Callable[..., Recipe], tmp_path: P
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="--adapter"):
         evaluate(recipe, tmp_path / "out", EvaluationOptions(blank_images=True), console)
+    with pytest.raises(UserError, match="did you mean anls"):
+        evaluate(recipe, tmp_path / "out", EvaluationOptions(metric="anl"), console)
+    with pytest.raises(UserError, match="--run-code"):
+        evaluate(recipe, tmp_path / "out", EvaluationOptions(metric="code"), console)
+    with pytest.raises(UserError, match="lacks what box needs"):
+        evaluate(recipe, tmp_path / "out", EvaluationOptions(metric="box"), console)
+    with pytest.raises(UserError, match="nowhere"):
+        evaluate(recipe, tmp_path / "out", EvaluationOptions(merged=tmp_path / "nowhere"), console)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
         evaluate(recipe, tmp_path / "file", EvaluationOptions(), console)

@@ -7,12 +7,11 @@ import io
 import json
 import random
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from browsing import browse, needs_chromium, picture_sizes
 from html_pages import Element, picture, read_page, row_text
 from PIL import Image
 from rich.console import Console
@@ -34,12 +33,6 @@ from aria_finetune.viewing.thumbnails import LONGEST_SIDE
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "recipes" / "data" / "tiny"
-CHROMIUM = next(
-    filter(
-        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"))
-    ),
-    None,
-)
 
 
 def quiet() -> Console:
@@ -386,7 +379,7 @@ class TestThePage:
         assert picture(html.one("img")).size == (384, 263)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@needs_chromium
 class TestInABrowser:
     """The page as Chromium takes it."""
 
@@ -399,34 +392,15 @@ class TestInABrowser:
         page_of(make_recipe(sources), tmp_path / "page.html", rows=50)
         return tmp_path / "page.html"
 
-    def browse(self, page: Path) -> tuple[str, str]:
-        """The document after loading, and what was said of it."""
-        command = [
-            CHROMIUM, "--headless", "--disable-gpu", "--no-sandbox", "--enable-logging=stderr",
-            f"--user-data-dir={page.parent}/profile", "--virtual-time-budget=5000", "--dump-dom", page.as_uri(),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-        return done.stdout, done.stderr
-
     def test_it_loads_without_a_complaint(self, page: Path) -> None:
-        document, told = self.browse(page)
+        document, told = browse(page)
         assert "CONSOLE" not in told
         assert "<title>recipe.yaml: what the model sees</title>" in document
         assert document.count("<img ") == page.read_text(encoding="utf-8").count("<img ")
         assert "<script" not in document
 
     def test_every_thumbnail_is_drawn(self, page: Path) -> None:
-        """By a script, for which the policy is taken out of a copy."""
-        text = page.read_text(encoding="utf-8")
-        sizes = [(int(i.attributes["width"]), int(i.attributes["height"])) for i in read_page(text).all("img")]
-        measure = (
-            "<script>onload = () => { document.body.dataset.sizes = "
-            "[...document.images].map(i => `${i.naturalWidth}x${i.naturalHeight}`).join(' ') }</script>"
-        )
-        copy = page.with_name("measured.html")
-        copy.write_text(re.sub(r'<meta http-equiv="[^>]*>', "", text).replace("</body>", f"{measure}</body>"), "utf-8")
-        document, _ = self.browse(copy)
-        assert re.search(r'data-sizes="([^"]*)"', document)[1].split() == [
-            f"{width}x{height}" for width, height in sizes
-        ]
+        images = read_page(page.read_text(encoding="utf-8")).all("img")
+        sizes = [(int(image.attributes["width"]), int(image.attributes["height"])) for image in images]
+        assert picture_sizes(page) == sizes
         assert len(sizes) > 8
