@@ -177,6 +177,8 @@ RevisionOption = Annotated[str | None, typer.Option(help="Revision of a hub id."
 ExpertsOption = Annotated[Literal["nf4", "bf16", "fp32"], typer.Option(help="How the routed experts are held.")]
 HomeOption = Annotated[Literal["device", "host"], typer.Option(help="Where they are held.")]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model computes.")]
+SizeOption = Annotated[Literal["490", "980", "auto"] | None, typer.Option(help="Longer side of pictures in pixels.")]
+FramesOption = Annotated[int | None, typer.Option(min=1, max=1024, help="Frames of a video.")]
 SystemOption = Annotated[str | None, typer.Option(help="What is said before all else.")]
 LengthOption = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 TemperatureOption = Annotated[float, typer.Option(min=0, help="Draw answers; 0 takes the likeliest token.")]
@@ -211,6 +213,8 @@ def generate(
     experts_on: HomeOption = "device",
     device: DeviceOption = "auto",
     revision: RevisionOption = None,
+    image_size: SizeOption = None,
+    num_frames: FramesOption = None,
 ) -> None:
     """Answer a prompt, or a file of them."""
     prepare(ctx, model)
@@ -219,7 +223,7 @@ def generate(
     from aria_finetune.speaking.attaching import message
     from aria_finetune.speaking.speaker import SpeakerOptions
 
-    options = SpeakerOptions(model, revision, adapter, experts, experts_on, device)
+    options = SpeakerOptions(model, revision, adapter, experts, experts_on, device, image_size, num_frames)
     drawn = commands.sampling_of(temperature, top_p, top_k, seed)
     asking = Asking(max_new_tokens, drawn, batch_size, max_rejects)
     said = message(prompt, image or (), video or (), document or ())
@@ -247,6 +251,8 @@ def chat(
     experts_on: HomeOption = "device",
     device: DeviceOption = "auto",
     revision: RevisionOption = None,
+    image_size: SizeOption = None,
+    num_frames: FramesOption = None,
 ) -> None:
     """Talk with a model: lines of standard input, and /image, /video, /pdf, /system, /reset, /save, /quit."""
     prepare(ctx, model)
@@ -254,7 +260,7 @@ def chat(
     from aria_finetune.speaking.answering import Asking
     from aria_finetune.speaking.speaker import SpeakerOptions
 
-    options = SpeakerOptions(model, revision, adapter, experts, experts_on, device)
+    options = SpeakerOptions(model, revision, adapter, experts, experts_on, device, image_size, num_frames)
     drawn = commands.sampling_of(temperature, top_p, top_k, seed)
     commands.chat(options, system, Asking(max_new_tokens, drawn), console(stderr=True))
 

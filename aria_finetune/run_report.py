@@ -15,6 +15,7 @@ import torch
 
 from aria_finetune.material import Material, choose_device
 from aria_finetune.memory import peak_memory_gib
+from aria_finetune.metrics import METRICS
 from aria_finetune.model.parts import Component
 from aria_finetune.provenance import fingerprint, versions
 from aria_finetune.recipe import Recipe, resolve_data_path
@@ -52,6 +53,7 @@ def describe_run(recipe: Recipe, material: Material, parts: list[Component], sta
 def describe_result(trainer: AriaTrainer, metrics: Sequence[Mapping[str, Any]], began: float) -> dict[str, Any]:
     """What `run.json` says of a run when it is over; `metrics` are its logged lines."""
     losses = [entry["loss"] for entry in metrics if "loss" in entry]
+    scores = {name: entry[f"eval_{name}"] for entry in metrics for name in METRICS if f"eval_{name}" in entry}
     eval_losses = [entry["eval_loss"] for entry in metrics if "eval_loss" in entry]
     return {
         "steps": trainer.state.global_step,
@@ -67,4 +69,5 @@ def describe_result(trainer: AriaTrainer, metrics: Sequence[Mapping[str, Any]], 
             "eval_last": eval_losses[-1] if eval_losses else None,
             "eval_best": min(eval_losses) if eval_losses else None,
         },
+        "scores": scores,  # of the last evaluation that answered rows
     }

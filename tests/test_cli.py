@@ -30,11 +30,11 @@ FLAGS = {
     "generate": {
         "model", "prompt", "--adapter", "--image", "--video", "--document", "--system", "--from", "--output", "--resume",
         "--format", "--media-root", "--max-rejects", "--batch-size", "--max-new-tokens", "--temperature", "--top-p", "--top-k",
-        "--seed", "--experts", "--experts-on", "--device", "--revision"
+        "--seed", "--experts", "--experts-on", "--device", "--revision", "--image-size", "--num-frames"
     },
     "chat": {
         "model", "--adapter", "--system", "--max-new-tokens", "--temperature", "--top-p", "--top-k", "--seed", "--experts",
-        "--experts-on", "--device", "--revision"
+        "--experts-on", "--device", "--revision", "--image-size", "--num-frames"
     },
     "experts": {"recipe", "overrides", "--adapter", "--output", "--rows", "--threshold"},
     "convert": {
@@ -275,3 +275,41 @@ def test_quantize_and_what_it_refuses(tmp_path: Path) -> None:
     code, said = run("quantize", tmp_path / "nowhere", tmp_path / "out")
     assert code == 2
     assert "no such checkpoint folder" in said
+
+
+GENERATE = {
+    "nothing asked": ([], 2, ["nothing to answer"]),
+    "two things asked": (["Hi.", "--from", "prompts.txt"], 2, ["prompt beside --from"]),
+    "shares without draws": (["Hi.", "--top-p", "0.5"], 2, ["--temperature"]),
+    "a picture that is not there": (["Hi.", "--image", "nowhere.png"], 2, ["media_missing", "nowhere.png"]),
+    "an adapter that is not there": (["Hi.", "--adapter", "nowhere"], 2, ["adapter_config.json"]),
+    "no such prompts": (["--from", "nowhere.txt"], 2, ["no such file", "nowhere.txt"]),
+    "no prompt in it": (["--from", "empty.txt"], 2, ["no prompt in it"]),
+    "an output of somebody else": (["--from", "prompts.txt", "--output", "mine"], 2, ["something at the output"]),
+    "one to go on with": (
+        ["--from", "prompts.txt", "--output", "mine", "--resume"],
+        2,
+        ["not a file that `generate` began"],
+    ),
+    "a prompt that can't be used": (
+        ["--from", "bad.jsonl", "--max-new-tokens", "2"],
+        3,
+        ["bad.jsonl:1: bad_json", "--max-rejects"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GENERATE)
+def test_what_generate_refuses(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, expected, words = GENERATE[case]
+    monkeypatch.chdir(tmp_path)
+    files = {"prompts.txt": "Hi.\n", "empty.txt": "\n", "mine": "mine\n", "bad.jsonl": '"Hi."\n{\n'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    code, said = run("generate", "tiny", "--device", "cpu", *arguments)
+    assert code == expected, said
+    assert "Traceback" not in said
+    assert all(word in said for word in words), said
+    assert {name: (tmp_path / name).read_text() for name in files} == files
+    written = {path.name for path in tmp_path.iterdir()} - files.keys()
+    assert written == ({"answers.jsonl", "answers.jsonl.run.json"} if expected == 3 else set())

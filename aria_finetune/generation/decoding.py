@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from transformers import DynamicCache
 
+from aria_finetune.errors import UserError
 from aria_finetune.generation.sampling import GREEDY, Sampling, choose
 from aria_finetune.model.vision import as_encoder_outputs
 
@@ -63,6 +64,9 @@ def decode(
         cache: of what stands before a single row; it has grown by the row and all of its answer but the last token.
         watch: is told of each token that is part of an answer, as it comes.
         wanted: is asked before each step whether to go on.
+
+    Raises:
+        UserError: the model computes numbers that are not finite.
     """
     ids_BS, mask_BS = batch["input_ids"], batch["attention_mask"]
     numbers = list(rows) if rows is not None else list(range(len(ids_BS)))
@@ -86,6 +90,7 @@ def decode(
                 logits_to_keep=1,
                 **inputs,
             )
+        _check(output.logits[:, -1])
         tokens = choose(output.logits[:, -1], wish.sampling, [numbers[row] for row in left], place)
         going_on = []
         for at, (row, token) in enumerate(zip(left, tokens, strict=True)):
@@ -108,3 +113,11 @@ def decode(
         position_BS = position_BS[:, -1:] + 1
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(left), 1)], dim=1)
     return answers
+
+
+def _check(logits_BV: torch.Tensor) -> None:
+    if not bool(logits_BV.amax(dim=-1).isfinite().all()):
+        raise UserError(
+            "the model's numbers are not finite",
+            fix="take another checkpoint of the run, or see whether the weights are damaged",
+        )

@@ -93,14 +93,16 @@ def answer_one(
 
 def refusal(error: RecordError, speaker: Speaker) -> UserError:
     """A prompt that can't be shown, as an error that the user can mend."""
-    if error.reason == "too_long":
-        tokens = error.detail.split(" tokens")[0]
-        return UserError(
-            f"it has {tokens} tokens, and the model reads {speaker.viewing.max_tokens} at most beside its answer",
-            where="the prompt",
-            fix="shorten it, show less, or lower --max-new-tokens",
-        )
-    return UserError(f"{error.reason}: {error.detail}", where="the prompt", fix="say something else")
+    fix = "shorten it, show less, or lower --max-new-tokens" if error.reason == "too_long" else "say something else"
+    return UserError(f"{error.reason}: {detail_of(error, speaker)}", where="the prompt", fix=fix)
+
+
+def detail_of(error: RecordError, speaker: Speaker) -> str:
+    """What is wrong with a prompt, in words that know no recipe."""
+    if error.reason != "too_long":
+        return error.detail
+    tokens = error.detail.split(" tokens")[0]
+    return f"{tokens} tokens, and the model reads {speaker.viewing.max_tokens} at most beside its answer"
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class _Work:
                         entry, self.speaker.viewing, self.speaker.chat, generation=True, inspector=self.inspector
                     )
             except RecordError as error:
-                found[row] = _refused(row, entry.id, _where(entry), error.reason, error.detail)  # type: ignore[arg-type]
+                found[row] = _refused(row, entry.id, _where(entry), error.reason, detail_of(error, self.speaker))  # type: ignore[arg-type]
         found |= self._answered(plans)
         return [found[row] for row, _ in window if row >= len(known)]
 

@@ -53,7 +53,10 @@ FEWEST_TOKENS = 16
 
 @dataclass(frozen=True)
 class SpeakerOptions:
-    """Which model, in what precision and where; the adapter's folder or that of its run."""
+    """Which model, in what precision and where; the adapter's folder or that of its run.
+
+    `image_size` and `num_frames` are those of the run or the defaults where they are None.
+    """
 
     model: str
     revision: str | None = None
@@ -61,6 +64,8 @@ class SpeakerOptions:
     experts: Literal["nf4", "bf16", "fp32"] = "nf4"
     experts_on: Literal["device", "host"] = "device"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    image_size: Literal["490", "980", "auto"] | None = None
+    num_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,10 @@ def open_speaker(options: SpeakerOptions, max_new_tokens: int, watch: LayerWatch
     chat = ChatTokenizer(load_processor(checkpoint).tokenizer)
     adapter = None if options.adapter is None else open_adapter(options.adapter).folder
     rope = (read_rope(adapter) if adapter else None) or Rope.of(checkpoint.config)
-    data = shown_by(adapter)
+    size = options.image_size
+    data = shown_by(
+        adapter, image_size=int(size) if size not in (None, "auto") else size, num_frames=options.num_frames
+    )
     viewing = Viewing(
         image_size=data.image_size,
         split_images=data.split_images,
@@ -212,8 +220,8 @@ def open_speaker(options: SpeakerOptions, max_new_tokens: int, watch: LayerWatch
     return Speaker(model, base, chat, viewing, showing, pad_id(checkpoint), data.media_timeout, identity)
 
 
-def shown_by(adapter: Path | None) -> DataSection:
-    """How the run of an adapter showed pictures; the defaults where no run is known.
+def shown_by(adapter: Path | None, **wanted: Any) -> DataSection:
+    """How pictures are shown: as in the run of an adapter, with the defaults where no run is known; `wanted` before either, unless None.
 
     Raises:
         UserError: what the run says of it can't be read.
@@ -224,7 +232,8 @@ def shown_by(adapter: Path | None) -> DataSection:
         if file is not None and file.is_file():
             data = json.loads(file.read_text(encoding="utf-8"))["recipe"]["data"]
             known = {key: data[key] for key in SHOWN_BY if key in data}
-        return DataSection.model_validate({"train": "-", **known})
+        chosen = {key: value for key, value in wanted.items() if value is not None}
+        return DataSection.model_validate({"train": "-", **known, **chosen})
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             "how the run showed pictures can't be read",

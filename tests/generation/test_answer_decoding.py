@@ -13,6 +13,7 @@ from transformers import AriaForConditionalGeneration
 from transformers.models.aria.modeling_aria import AriaExperts
 
 from aria_finetune.data.chat import ChatTokenizer, Text, Turn
+from aria_finetune.errors import UserError
 from aria_finetune.generation.decoding import Answer, Wish, decode
 from aria_finetune.generation.sampling import Sampling
 from aria_finetune.model.experts import LEAN
@@ -86,6 +87,13 @@ def test_an_answer_that_nobody_wants_to_its_end(chat: ChatTokenizer) -> None:
     (answer,) = decode(model, prompts(chat, WORDS[:1]), None, Wish([], 12), wanted=lambda: next(asked))
     assert answer.stop == "stopped"
     assert len(answer.ids) == 3
+
+
+def test_numbers_that_are_not_finite_end_it(chat: ChatTokenizer) -> None:
+    model = load_model("tiny", experts="fp32", dtype=torch.float32, implementation=LEAN).model
+    model.lm_head.weight.data[7] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        decode(model, prompts(chat, WORDS[:2]), None, Wish([], 4))
 
 
 def test_draws_depend_on_seed_and_row_alone(chat: ChatTokenizer) -> None:

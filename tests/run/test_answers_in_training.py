@@ -122,6 +122,8 @@ def test_the_same_rows_are_answered_by_the_model_as_it_is(
         for name in {line["metric"] for line in lines}:
             scores = [line["score"] for line in lines if line["metric"] == name]
             assert logged[f"eval_{name}"] == sum(scores) / len(scores)
+        last = json.loads((whole / "run.json").read_text())["scores"]
+        assert step == 2 or all(logged[f"eval_{name}"] == mean for name, mean in last.items())
         for line in lines:
             row = row_of(plans[line["id"]].record)
             assert line["expected"] == list(row.expected)

@@ -20,6 +20,8 @@ from aria_finetune.media.inspection import Inspector
 from aria_finetune.model.hub_layout import open_checkpoint
 from aria_finetune.model.loading import load_model, load_processor
 from aria_finetune.model.lora import LoraPlan, add_lora
+from aria_finetune.model.rope import Rope, write_rope
+from aria_finetune.quantization import quantize
 from aria_finetune.speaking.attaching import Attached, Attacher, Said, record_of
 from aria_finetune.speaking.speaker import Speaker, SpeakerOptions, open_speaker, pictures_in, shown_by
 
@@ -97,6 +99,7 @@ def test_with_an_adapter_pictures_are_shown_as_in_its_run(tmp_path: Path) -> Non
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {"data": data}}))
     seen = shown_by(tmp_path / "adapter")
     assert (seen.image_size, seen.split_images, seen.num_frames, seen.timestamps) == (490, True, 3, False)
+    assert shown_by(tmp_path / "adapter", image_size=980, num_frames=None).image_size == 980
     for text in ("{", "[]", '{"recipe": {"data": {"image_size": 491}}}'):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(UserError, match="how the run showed pictures"):
@@ -117,6 +120,12 @@ def test_an_adapter_changes_answers_and_one_of_another_model_is_refused(
     assert changed.answer(plan, Kept(), wish) != speaker.answer(plan, Kept(), wish)
     assert changed.identity["adapter"] != speaker.identity["adapter"]
 
+    write_rope(tmp_path / "adapter", Rope(1e6, 131_072))
+    longer = open_speaker(options, 8)
+    assert longer.base.config.text_config.rope_parameters["rope_theta"] == 1e6
+    assert longer.viewing.max_tokens == 131_064
+    (tmp_path / "adapter" / "rope.json").unlink()
+
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
     with pytest.raises(UserError, match="can't be loaded"):
@@ -124,6 +133,17 @@ def test_an_adapter_changes_answers_and_one_of_another_model_is_refused(
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="can't be read"):
         open_speaker(options, 8)
+
+
+def test_an_nf4_checkpoint_answers_as_packing_on_the_fly(tiny_folder: Path, tmp_path: Path) -> None:
+    quantize(str(tiny_folder), tmp_path / "nf4")
+    said = []
+    for home in ("device", "host"):
+        for path in ("tiny", str(tmp_path / "nf4")):
+            asked = open_speaker(SpeakerOptions(path, experts_on=home, device="cpu"), 8)  # type: ignore[arg-type]
+            said.append(asked.answer(planned(asked, [("user", [CAT, "What is this?"])]), Kept(), asked.wish(8, GREEDY)))
+    assert said[0].ids
+    assert said == said[:1] * 4
 
 
 def test_an_answer_must_leave_room_for_a_prompt() -> None:
