@@ -28,6 +28,8 @@ def likeness(expected: str, answer: str) -> float:
     """One answer against one that is right, from 0 to 1; two empty texts are alike."""
     first, second = (" ".join(text.lower().split()) for text in (expected, answer))
     longer = max(len(first), len(second))
+    if abs(len(first) - len(second)) >= THRESHOLD * longer > 0:  # without counting: an answer may be a page long
+        return 0.0
     distance = edit_distance(first, second) / longer if longer else 0.0
     return 1 - distance if distance < THRESHOLD else 0.0
 

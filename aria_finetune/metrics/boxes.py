@@ -83,17 +83,17 @@ def read_box(text: str, row: Row) -> Box | None:
     if max(numbers) <= 1 and any("." in number for number in found.groups()):
         return as_shares(numbers, SYSTEMS["xyxy 0-1"], None)
     system = ARIA if pairs else system_of(row)
-    if system.whole is not None and max(numbers) > 1000:
+    if system is None or (system.whole is not None and max(numbers) > 1000):
         return None
     return as_shares(numbers, system, _size(row))
 
 
-def system_of(row: Row) -> System:
-    """The coordinates of the right answer where it is four numbers: what the converter says, else Aria's."""
+def system_of(row: Row) -> System | None:
+    """The coordinates of the right answer where it is four numbers: those that are named, else Aria's; None if unknown."""
     if "hw" in row.meta:  # the authors' own sets have the box in pixels beside an answer in their words
         return ARIA
     named = row.meta.get("coordinates")
-    return SYSTEMS.get(named, ARIA) if isinstance(named, str) else ARIA
+    return ARIA if named is None else SYSTEMS.get(str(named))
 
 
 def true_box(row: Row) -> Box | None:
@@ -101,7 +101,7 @@ def true_box(row: Row) -> Box | None:
     numbers = row.meta.get("bbox")
     if isinstance(numbers, list) and len(numbers) == 4 and all(isinstance(one, int | float) for one in numbers):
         system = SYSTEMS["xyxy pixels"] if "hw" in row.meta else system_of(row)
-        return as_shares(numbers, system, _size(row))
+        return None if system is None else as_shares(numbers, system, _size(row))
     return read_box(row.expected[0], row) if row.expected else None
 
 

@@ -37,9 +37,13 @@ def read_windows(text: str) -> list[Window]:
 def true_windows(row: Row) -> list[Window]:
     """The right spans: those that the converter kept, else what the right answer says."""
     kept = row.meta.get("windows")
-    if isinstance(kept, list) and kept:
+    if isinstance(kept, list) and kept and all(map(_is_window, kept)):
         return [(float(start), float(end)) for start, end in kept]
     return read_windows(row.expected[0]) if row.expected else []
+
+
+def _is_window(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
 
 
 def overlap(first: Sequence[Window], second: Sequence[Window]) -> float:

@@ -116,3 +116,8 @@ def test_mean_overlap_of_all() -> None:
     assert metric.figures is not None
     scores = [metric.score(row, answer) for row, answer in zip(rows, answers, strict=True)]
     assert metric.figures(rows, answers, scores) == {"mean_iou": pytest.approx(0.5)}
+
+
+def test_coordinates_that_are_not_known_are_not_guessed_at() -> None:
+    row = Row(("[64, 120, 160, 240]",), meta={"bbox": [64, 120, 160, 240], "coordinates": "yxyx"}, size=(640, 480))
+    assert not METRICS["box"].fits(row)

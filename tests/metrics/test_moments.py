@@ -72,6 +72,11 @@ def test_the_right_answer_may_be_words_alone() -> None:
     assert not METRICS["moments"].fits(Row(("soon",)))
 
 
+@pytest.mark.parametrize("windows", ["soon", [], [1, 2], [[1]], [["a", "b"]], [{"from": 1}]])
+def test_metadata_that_are_no_windows(windows: object) -> None:
+    assert not METRICS["moments"].fits(Row(("soon",), meta={"windows": windows}))
+
+
 def test_nothing_against_nothing() -> None:
     assert overlap([], []) == 0.0
 
