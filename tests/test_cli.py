@@ -42,10 +42,9 @@ FLAGS = {
         "--any-base",
         "--to",
         "--proof",
-        "--no-proof",
         "--device",
     },
-    "export": {"adapter", "output", "--base"},
+    "export": {"source", "output", "--base", "--layout", "--license"},
     "recipes": {"name"},
     "doctor": set(),
 }  # fmt: skip
