@@ -468,15 +468,24 @@ def merge(
 @app.command()
 def export(
     ctx: typer.Context,
-    adapter: Adapter,
+    source: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="An adapter folder or its run; or a checkpoint in another layout.")
+    ],
     output: Output,
     base: Annotated[str | None, typer.Option(help="Base model that the adapter should name.")] = None,
+    layout: Annotated[
+        Literal["current", "old"], typer.Option(help="old: for transformers up to 5.17; of a checkpoint the raw one.")
+    ] = "current",
+    license_id: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="What the model card says, such as apache-2.0.")
+    ] = None,
 ) -> None:
-    """Write a clean adapter folder to hand on."""
-    prepare(ctx, str(adapter))
-    from aria_finetune.adapter.export import export as run
+    """Write a clean adapter folder to hand on, with a model card; or a checkpoint in another layout."""
+    prepare(ctx, str(source))
+    from aria_finetune.adapter.export import export_any
 
-    typer.echo(f"wrote {', '.join(run(adapter, output, base=base))} to {output}/")
+    written = export_any(source, output, base=base, layout=layout, license_id=license_id)
+    typer.echo(f"wrote {', '.join(written)} to {output}/")
 
 
 @app.command()

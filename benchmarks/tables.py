@@ -221,12 +221,30 @@ FULL_SIZE: Columns = {
 }
 
 
+MERGING: Columns = {
+    "device": _device,
+    "layers": lambda r: f"{r['layers']}, {r['scale']} size",
+    "checkpoint, GB": lambda r: f"{r['checkpoint_bytes'] / 1e9:.2f}",
+    "largest tensor, GB": lambda r: f"{r['largest_tensor_bytes'] / 1e9:.2f}",
+    "what": lambda r: r["what"],
+    "seconds": lambda r: f"{r['seconds']:.0f}",
+    "anonymous memory, GB": lambda r: f"**{r['peak_bytes'] / 1e9:.2f}**",
+    "of it imports": lambda r: f"{r['imported_bytes'] / 1e9:.2f}",
+    "KL, nats": lambda r: f"{r['kl']:.1e}" if "kl" in r else "",
+}
+
+
 def _cases(result: Result) -> Iterable[Result]:
     return ({**result, **case} for case in result["cases"])
 
 
 def _points(result: Result) -> Iterable[Result]:
     return ({**result, **point} for point in result["points"])
+
+
+def _merges(result: Result) -> Iterable[Result]:
+    names = {"merge": "`merge --no-proof`", "proof": "the proof", "nf4": "`merge --to nf4 --no-proof`"}
+    return ({**result, **result[way], "what": what} for way, what in names.items() if way in result)
 
 
 def _goals(result: Result) -> Iterable[Result]:
@@ -249,6 +267,7 @@ KINDS = (
     Kind("loader", "`loader.py`: from files to a batch on the device", LOADER, _loadings),
     Kind("health", "`health.py`: the account of routing, logged at every step", HEALTH),
     Kind("long_rows", "`long_rows.py`: memory by the tokens of a row", LONG_ROWS, _points),
+    Kind("merging", "`merging.py`: adapters folded into full-size layers", MERGING, _merges),
     Kind("full_size", "`full_size.py`: the project's own trainer, random NF4 weights", FULL_SIZE),
 )
 

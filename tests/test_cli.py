@@ -53,10 +53,9 @@ FLAGS = {
         "--any-base",
         "--to",
         "--proof",
-        "--no-proof",
         "--device",
     },
-    "export": {"adapter", "output", "--base"},
+    "export": {"source", "output", "--base", "--layout", "--license"},
     "recipes": {"name", "--copy"},
     "doctor": set(),
 }  # fmt: skip

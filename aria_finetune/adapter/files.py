@@ -48,11 +48,16 @@ BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq")
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """A LoRA or DoRA adapter. `pairs` maps a hub-layout weight to the name of its pair in the adapter file."""
+    """A LoRA or DoRA adapter. `pairs` maps a hub-layout weight to the name of its pair in the adapter file.
+
+    `turned` says that pairs of routed experts lie as PEFT has them where the modules don't say that they hold (in, out), as up to
+    transformers 5.17: A is on what comes out and B on what goes in.
+    """
 
     folder: Path
     config: dict[str, Any]
     pairs: dict[str, str]
+    turned: bool = False
 
     @property
     def scaling(self) -> float:
@@ -80,6 +85,8 @@ class AdapterFiles:
             (ranks, into), (out, columns) = (
                 opened.get_slice(f"{self.pairs[weight]}.lora_{matrix}.weight").get_shape() for matrix in "AB"
             )
+        if self.turned and is_of_experts(weight):
+            into, out = out, into
         if not is_of_experts(weight):
             return out, into
         if ranks % self.config["r"] or columns != ranks:
@@ -90,9 +97,11 @@ class AdapterFiles:
         return ranks // self.config["r"], into, out
 
     def matrices(self, weight: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and B of a hub-layout weight as they lie in the file, fp32."""
+        """A and B of a hub-layout weight, fp32; of routed experts as PEFT lays them out today."""
         with safe_open(self.folder / ADAPTER_WEIGHTS, "pt") as opened:
             a_RI, b_OR = (opened.get_tensor(f"{self.pairs[weight]}.lora_{matrix}.weight").float() for matrix in "AB")
+        if self.turned and is_of_experts(weight):
+            return turned(a_RI, b_OR, self.config["r"])
         return a_RI, b_OR
 
     def magnitude(self, weight: str) -> torch.Tensor:
@@ -163,7 +172,19 @@ def open_adapter(folder: Path) -> AdapterFiles:
         raise UserError(
             f"{single[0]} is of one of the two weights of routed experts, and does not say of which", where=str(folder)
         )
-    return AdapterFiles(folder, config, {hub_name(stem): stem for stem in sorted(stems)})
+    return AdapterFiles(folder, config, {hub_name(stem): stem for stem in sorted(stems)}, _is_turned(folder, stems))
+
+
+def turned(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair of a stack of experts the other way round: each product of one expert is transposed. Twice is what it was.
+
+    A (experts * rank, i) by expert and B (o, rank * experts) with the experts' columns alternating become the like of (o, i).
+    """
+    a_ERI, b_ORE = a.view(-1, rank, a.shape[1]), b.view(b.shape[0], rank, -1)
+    return (
+        b_ORE.permute(2, 1, 0).reshape(-1, b.shape[0]).contiguous(),
+        a_ERI.permute(2, 1, 0).reshape(a.shape[1], -1).contiguous(),
+    )
 
 
 def check_unharmed(files: AdapterFiles) -> None:
@@ -201,6 +222,32 @@ def hub_name(stem: str) -> str:
 def is_of_experts(weight: str) -> bool:
     """Whether a hub-layout weight is a stack of routed experts."""
     return memory_name(weight).endswith(tuple(EXPERT_PAIRS))
+
+
+def _is_turned(folder: Path, stems: set[str]) -> bool:
+    """Whether pairs of routed experts in an older layout have A on what comes out: today's PEFT turns them there, earlier ones did not.
+
+    Both stacks of a layer tell: what goes into the second is half as wide as what comes out of the first.
+    """
+    first, second = (
+        min((stem for stem in stems if stem.endswith(f".mlp.experts.{name}")), default="") for name in ("fc1", "fc2")
+    )
+    if not first and not second:
+        return False
+    if not (first and second):
+        raise UserError(
+            f"{first or second} is of one of the two weights of routed experts alone, and which way it lies can't be told",
+            where=str(folder),
+        )
+    with _opened(folder) as opened:
+        a1, b1, a2, b2 = (
+            opened.get_slice(f"{stem}.lora_{matrix}.weight").get_shape() for stem in (first, second) for matrix in "AB"
+        )
+    if b1[0] == 2 * a2[1] and a1[1] == b2[0]:
+        return False
+    if a1[1] == 2 * b2[0] and b1[0] == a2[1]:
+        return True
+    raise UserError(f"{first} and {second} do not fit together", where=str(folder))
 
 
 def _partner(stem: str) -> str | None:

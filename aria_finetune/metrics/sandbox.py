@@ -19,27 +19,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MIB = 2**20
+_OUT_OF_TIME = 152
+"""What a shell says of a process that SIGXCPU ended: 128 + 24."""
 
 # Runs the program of its second argument and says the word of its first when that came to its end: neither an exit in
 # the middle nor a program that ends well because it was cut off counts as passing. The limits can't be raised again.
-_RUNNER = """
-import os, resource, sys
+# A signal that ended it is not always passed on by what keeps it from the network, and of the first process there it is
+# ignored where nobody listens: so it listens, and a second is left before the end that can't be listened to.
+_RUNNER = f"""
+import os, resource, signal, sys
+signal.signal(signal.SIGXCPU, lambda *_, end=os._exit: end({_OUT_OF_TIME}))
 word, program, *limits = sys.argv[1:]
 sys.argv = [program]
 names = ("RLIMIT_CPU", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC")
 for name, limit in zip(names, map(int, limits)):
     kind = getattr(resource, name)
     most = resource.getrlimit(kind)[1]
-    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    ceiling = limit + 1 if name == "RLIMIT_CPU" else limit
+    if most != resource.RLIM_INFINITY:
+        limit, ceiling = min(limit, most), min(ceiling, most)
     try:
-        resource.setrlimit(kind, (limit, limit))
+        resource.setrlimit(kind, (limit, ceiling))
     except (ValueError, OSError):
         pass
-del resource, sys
+del resource, signal, sys
 said = os.dup(1)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 del os
-exec(compile(open(program, encoding="utf-8").read(), "answer.py", "exec"), {"__name__": "__main__"})
+exec(compile(open(program, encoding="utf-8").read(), "answer.py", "exec"), {{"__name__": "__main__"}})
 __import__("os").write(said, word.encode())
 """
 
@@ -95,12 +102,11 @@ def _outcome(file: Path, limits: Limits) -> Outcome:
         said.seek(0)
         if process.returncode == 0 and said.read(len(word) + 1) == word.encode():
             return Outcome(passed=True)
-        # What started the program in its own network does not always pass the signal on that ended it.
-        worked = _seconds_worked() - before
+        timed_out = process.returncode == _OUT_OF_TIME or _seconds_worked() - before > 0.9 * limits.cpu_seconds
         complained.seek(0)
         lines = complained.read(64_000).decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit {process.returncode}")
-        return Outcome(passed=False, reason="time" if worked > 0.9 * limits.cpu_seconds else last[:200])
+        return Outcome(passed=False, reason="time" if timed_out else last[:200])
 
 
 def _seconds_worked() -> float:

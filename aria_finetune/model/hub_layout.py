@@ -6,7 +6,7 @@ Opens only safetensors and JSON. Knows nothing of modules or of what is done wit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,24 +103,34 @@ def memory_name(name: str) -> str:
     return _renamed(name, [pair[::-1] for pair in STARTS], [pair[::-1] for pair in EXPERTS])
 
 
-def open_checkpoint(path: str, revision: str | None = None) -> HubCheckpoint:
+def open_checkpoint(path: str, revision: str | None = None, *, raw_too: bool = False) -> HubCheckpoint:
     """Find an Aria checkpoint by folder, hub id or the word `tiny`; no weight is read.
 
     Raises:
         UserError: nothing is there, it is not Aria, it is not safetensors, a shard is missing or can't be
-            read, or it has the older raw layout.
+            read, or it has the older raw layout, unless `raw_too`.
     """
     settings = _settings(checkpoint_folder(path, revision))
     folder, stored = settings.folder, _stored_tensors(settings.folder)
-    raw = sorted(name for name in stored if any(mark in name for mark in RAW_LAYOUT_MARKS))
-    if raw:
+    raw = _raw_names(stored)
+    if raw and not raw_too:
         raise UserError(
             f"the weights have Aria's older raw layout ({len(raw)} keys such as {raw[0]}), "
             "with which half of the model would stay random",
             where=str(folder),
-            fix="use the current files of rhymes-ai/Aria, whose keys start with language_model.model.",
+            fix="use the current files of rhymes-ai/Aria, whose keys start with language_model.model., "
+            "or write these in that layout with `aria-finetune export FOLDER OUTPUT`",
         )
     return HubCheckpoint(folder=folder, config=settings.config, stored=stored)
+
+
+def is_raw(checkpoint: HubCheckpoint) -> bool:
+    """Whether names are those of the older raw layout."""
+    return bool(_raw_names(checkpoint.stored))
+
+
+def _raw_names(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if any(mark in name for mark in RAW_LAYOUT_MARKS))
 
 
 def open_settings(path: str, revision: str | None = None) -> CheckpointSettings:

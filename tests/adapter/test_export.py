@@ -18,6 +18,7 @@ from aria_finetune.errors import UserError
 
 COPIED = {
     ADAPTER_WEIGHTS,
+    "base.json",
     "chat_template.jinja",
     "processor_config.json",
     "rope.json",
@@ -40,7 +41,7 @@ def run(adapter: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("given", ["run", "adapter"])
 def test_only_what_is_needed_is_written(run: Path, tmp_path: Path, given: str) -> None:
     written = export(run if given == "run" else run / "adapter", tmp_path / "out")
-    assert written == sorted(COPIED | {ADAPTER_CONFIG})
+    assert written == sorted(COPIED | {ADAPTER_CONFIG, "README.md"})
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
     for name in COPIED:
         assert (tmp_path / "out" / name).read_bytes() == (run / "adapter" / name).read_bytes()
@@ -89,4 +90,4 @@ def test_a_damaged_adapter_is_not_handed_on(run: Path, tmp_path: Path, file: str
 def test_an_adapter_without_processor_files_is_exported_alone(run: Path, tmp_path: Path) -> None:
     for name in COPIED - {ADAPTER_WEIGHTS}:
         (run / "adapter" / name).unlink()
-    assert export(run, tmp_path / "deep" / "out") == [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+    assert export(run, tmp_path / "deep" / "out") == ["README.md", ADAPTER_CONFIG, ADAPTER_WEIGHTS]
