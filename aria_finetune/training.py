@@ -95,6 +95,7 @@ from aria_finetune.trainer import (
     choose_questions,
 )
 from aria_finetune.trainer.answers import Question
+from aria_finetune.trainer.loader import end_workers
 
 INLINE_MEDIA = "media"
 """Folder of a run for pictures that its data hold inline (data URIs)."""
@@ -124,7 +125,10 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False, interruptio
         if is_finished(run):
             console.print(f"the run in {run.path}/ is finished; its adapter is in {run.adapter}/", highlight=False)
             return run.path
-        _run(recipe, run, find_start(run.path, console) if resume else Start(), console, interruption)
+        try:
+            _run(recipe, run, find_start(run.path, console) if resume else Start(), console, interruption)
+        finally:
+            end_workers()
     return run.path
 
 

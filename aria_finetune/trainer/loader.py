@@ -5,11 +5,14 @@ Knows the collator's batches, not the model.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from aria_finetune.data.collation import BadRow
 from aria_finetune.errors import TooManyRejects, UserError
@@ -35,6 +38,17 @@ class ErrorsAsBatches:
             return self.collator(features)
         except UserError as error:
             return {"user_error": error}
+
+
+def end_workers() -> None:
+    """End all worker processes of loaders.
+
+    torch does it when the iterator over a loader is forgotten. An exception that somebody keeps keeps frames, and these the
+    iterator; then a process that is about to end waits for workers that ignore its signals (`shield_worker`), forever.
+    """
+    for thing in gc.get_objects():
+        if type(thing) is _MultiProcessingDataLoaderIter:
+            thing._shutdown_workers()  # noqa: SLF001 (there is no public way, and nobody may know who holds it)
 
 
 def real_tokens(batch: Batch) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import multiprocessing
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +26,8 @@ from aria_finetune.model.lora import adapter_state
 from aria_finetune.progress import ProgressReport
 from aria_finetune.recipe import Recipe
 from aria_finetune.run_folder import open_run_folder
-from aria_finetune.training import batches_ahead, build_model, build_trainer, dry_run, train
+from aria_finetune.trainer import AriaTrainer
+from aria_finetune.training import batches_ahead, build_model, build_trainer, describe_result, dry_run, train
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
 
@@ -135,6 +139,28 @@ def test_loader_workers_change_nothing(make_recipe: Callable[..., Recipe]) -> No
         metrics = (train(recipe, quiet()[0]) / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in metrics if '"loss"' in line])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+def test_no_worker_outlives_a_run(
+    make_recipe: Callable[..., Recipe], ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though somebody keeps the trainer: workers ignore signals, and the process would wait for them at its end."""
+    kept: list[AriaTrainer] = []
+
+    def keep(trainer: AriaTrainer, *rest: Any) -> dict[str, Any]:
+        kept.append(trainer)
+        if ends == "with an error":
+            raise UserError("there is no room")
+        return describe_result(trainer, *rest)
+
+    monkeypatch.setattr("aria_finetune.training.describe_result", keep)
+    before = set(multiprocessing.active_children())
+    workers = ("train.dataloader_num_workers=2", "train.max_steps=1", f"data.eval={DATA}/chat.jsonl")
+    with nullcontext() if ends == "well" else pytest.raises(UserError, match="there is no room"):
+        train(make_recipe(*workers), quiet()[0])
+    assert kept
+    assert set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.parametrize(("workers", "accumulation"), [(1, 1), (2, 1), (2, 8), (3, 8), (4, 8), (16, 8), (2, 7)])
