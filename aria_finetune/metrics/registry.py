@@ -32,6 +32,7 @@ AUTO = "auto"
 _OF_FORMAT = {
     "chartqa": RELAXED,
     "docvqa": ANLS,
+    "dude": ANLS,
     # ST-VQA comes as TextVQA does, with one answer; the votes of TextVQA are asked for before.
     "textvqa": ANLS,
     "mmlongbench-doc": MMLONGBENCH,

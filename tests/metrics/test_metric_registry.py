@@ -17,6 +17,10 @@ from aria_finetune.metrics import METRICS, choose, metric_named, row_of
 OF_FORMAT = {
     "chartqa": "relaxed",
     "docvqa": "anls",
+    "dude": "anls",
+    "humaneval": "code",
+    "arc": "choice",
+    "activitynet-captions": "moments",
     "textvqa": "anls",  # its example has three answers; with ten it is voted on, see below
     "mmlongbench-doc": "mmlongbench",
     "nlvr2": "yes_no",
