@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +62,13 @@ def check_models(recipe: Recipe, material: Material, adapter: Path | None, merge
 
 def open_journal(recipe: Recipe, material: Material, wanted: Wanted, output: Path) -> Journal:
     """The answers that an evaluation of the same rows and models, cut short before, has left."""
-    rows = [(plan.record.id, repr(plan.turns), repr(plan.sights)) for plan in material.plans]
+    rows = hashlib.sha256()
+    for plan in material.plans:
+        rows.update(repr((plan.record.id, plan.turns, plan.sights)).encode("utf-8", "surrogatepass"))
     recipe_says = recipe.model_dump(mode="json", exclude={"train", "output", "file"})
     models = [Path(recipe.model.path), wanted.adapter, wanted.merged]
     places = [place if place is not None and place.exists() else str(place) for place in models]
-    return Journal(output, fingerprint(__version__, recipe_says, places, rows, wanted.max_new_tokens))
+    return Journal(output, fingerprint(__version__, recipe_says, places, rows.hexdigest(), wanted.max_new_tokens))
 
 
 def answer_rows(
