@@ -95,12 +95,13 @@ def _outcome(file: Path, limits: Limits) -> Outcome:
         said.seek(0)
         if process.returncode == 0 and said.read(len(word) + 1) == word.encode():
             return Outcome(passed=True)
-        # What started the program in its own network does not always pass the signal on that ended it.
+        # What started the program in its own network does not always pass the signal on that ended it, and the time of
+        # processes is measured by samples: at a limit of one second it may be said to be 0.9.
         worked = _seconds_worked() - before
         complained.seek(0)
         lines = complained.read(64_000).decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit {process.returncode}")
-        return Outcome(passed=False, reason="time" if worked > 0.9 * limits.cpu_seconds else last[:200])
+        return Outcome(passed=False, reason="time" if worked > 0.75 * limits.cpu_seconds else last[:200])
 
 
 def _seconds_worked() -> float:
