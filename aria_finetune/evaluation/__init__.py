@@ -16,7 +16,7 @@ from rich.console import Console
 
 from aria_finetune.adapter.files import open_adapter
 from aria_finetune.errors import UserError
-from aria_finetune.evaluation.answering import answer_rows, check_models
+from aria_finetune.evaluation.answering import answer_rows, check_models, open_journal
 from aria_finetune.evaluation.reporting import WRITTEN, Report, draw_answers, say, write
 from aria_finetune.evaluation.scoring import choose_rows, score_answers
 from aria_finetune.material import prepare_prompts
@@ -44,6 +44,7 @@ class EvaluationOptions:
 def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: Console) -> dict[str, Any]:
     """Write `evaluation.json`, `predictions.jsonl` and `evaluation.html` to `output`; returns what the first says.
 
+    Answers are kept as they come, so that an evaluation which was cut short goes on where it was.
     Where rows hide needles, `needles.json` and `needles.png` say how many were found by length and depth.
 
     Raises:
@@ -58,11 +59,13 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
         asked = choose_rows(material.eval_rows.plans, options.metric, run_code=options.run_code)
         asked.check(str(recipe.file))
         material = asked.of(material)
-        said = answer_rows(recipe, material, options, console)
+        journal = open_journal(recipe, material, options, output)
+        said = answer_rows(recipe, material, options, journal, console)
         scored = score_answers(asked, said)
         drawn = draw_answers(recipe, material, asked, scored)
     report = Report(recipe, material, asked, scored, options.adapter, options.merged, options.metric)
     result = write(output, report, drawn, seconds=round(time.monotonic() - began, 3))
+    journal.remove()
     say(result, output, console)
     return result
 

@@ -108,6 +108,7 @@ def draw_answers(recipe: Recipe, material: Material, asked: Asked, scored: Score
             expected=asked.rows[place].expected,
             given=[_given(scored, who, place) for who in scored.said],
             pictures=len(plan.sights),
+            judged=_judged(scored),
         )
         drawing = draw_answered(row, tiles)
         left -= len(drawing.body) if tiles else 0
@@ -117,15 +118,20 @@ def draw_answers(recipe: Recipe, material: Material, asked: Asked, scored: Score
 
 def chosen_rows(scored: Scored) -> list[int]:
     """The rows of the page in their order: all, or those that changed, then those that are wrong, then the first."""
-    count = len(scored.said[BASE])
+    count, judged = len(scored.said[BASE]), _judged(scored)
 
     def rank(place: int) -> tuple[int, int]:
-        scores = [given[place] for given in scored.scores.values()]
-        values = {score.value for score in scores if score is not None}
-        wrong = any(score is not None and not is_right(score) for score in scores)
+        scores = {who: scored.scores[who][place] for who in (BASE, *judged)}
+        values = {score.value for score in scores.values() if score is not None}
+        wrong = any(score is not None and not is_right(score) for who, score in scores.items() if who in judged)
         return (0 if len(values) > 1 else 1 if wrong else 2), place
 
     return sorted(sorted(range(count), key=rank)[:PAGE_ROWS])
+
+
+def _judged(scored: Scored) -> list[str]:
+    """Whose answers make a row wrong: what was tuned, else the base; the adapter without its sight is not meant to see."""
+    return [who for who in scored.said if who in {"adapter", "merged"}] or [BASE]
 
 
 def _given(scored: Scored, who: str, place: int) -> Given:

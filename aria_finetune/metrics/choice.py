@@ -23,7 +23,7 @@ _ANOTHER = re.compile(r"(?<!\w)\(?([A-Z])(?:[.):]|\s*$)")
 def options_of(row: Row) -> list[str]:
     """The options of a row: those the converter kept, else the lines `A. ...` that end the question; none if neither."""
     kept = row.meta.get("options")
-    if isinstance(kept, list) and kept and all(isinstance(option, str) for option in kept):
+    if isinstance(kept, list) and 1 < len(kept) <= len(ascii_uppercase) and all(isinstance(one, str) for one in kept):
         return kept
     return _in_lines(row.question)
 
@@ -34,9 +34,9 @@ def _in_lines(question: str) -> list[str]:
         found = _OPTION_LINE.fullmatch(line.strip())
         if found and found[1] == "A":  # statements above the options may be lettered too: the last ones count
             options = [found[2]]
-        elif found and options and found[1] == ascii_uppercase[len(options) % 26]:
+        elif found and options and found[1] == ascii_uppercase[len(options) % len(ascii_uppercase)]:
             options.append(found[2])
-    return options if len(options) > 1 else []
+    return options if 1 < len(options) <= len(ascii_uppercase) else []
 
 
 def chosen(answer: str, options: Sequence[str]) -> int | None:

@@ -33,6 +33,7 @@ _OF_FORMAT = {
     "chartqa": RELAXED,
     "docvqa": ANLS,
     "dude": ANLS,
+    "ocr-qa": ANLS,
     # ST-VQA comes as TextVQA does, with one answer; the votes of TextVQA are asked for before.
     "textvqa": ANLS,
     "mmlongbench-doc": MMLONGBENCH,

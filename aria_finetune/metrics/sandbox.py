@@ -102,7 +102,7 @@ def _outcome(file: Path, limits: Limits) -> Outcome:
         said.seek(0)
         if process.returncode == 0 and said.read(len(word) + 1) == word.encode():
             return Outcome(passed=True)
-        timed_out = process.returncode == _OUT_OF_TIME or _seconds_worked() - before > 0.9 * limits.cpu_seconds
+        timed_out = process.returncode == _OUT_OF_TIME or _seconds_worked() - before > 0.75 * limits.cpu_seconds
         complained.seek(0)
         lines = complained.read(64_000).decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit {process.returncode}")

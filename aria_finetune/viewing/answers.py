@@ -38,7 +38,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A row with its answers; `where` is its `file:row`, `pictures` how many it has."""
+    """A row with its answers; `where` is its `file:row`, `pictures` how many it has.
+
+    `judged` are those whose answers make the row wrong, and changed where they are worth something else than the first.
+    """
 
     number: int
     id: str
@@ -48,6 +51,7 @@ class Answered:
     expected: Sequence[str]
     given: Sequence[Given]
     pictures: int
+    judged: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,9 @@ class Comparison:
 
 def draw_answered(row: Answered, tiles: Sequence[Tile]) -> DrawnRow:
     """A row as markup. Holds small pictures of its tiles, and the tiles no more."""
-    values = {one.value for one in row.given}
-    scored = None not in values
-    wrong = scored and not all(one.right for one in row.given)
+    judged = [one for one in row.given if one.who in row.judged] or list(row.given)
+    wrong = any(one.value is not None and not one.right for one in judged)
+    values = {one.value for one in (*row.given[:1], *judged)}
     kinds = ["row", "answered", *(["wrong"] if wrong else []), *(["changed"] if len(values) > 1 else [])]
     more = row.pictures - len(tiles)
     pictures = [

@@ -84,6 +84,8 @@ def test_options_are_those_that_were_kept_or_the_last_lettered_lines() -> None:
     assert options_of(Row((), above)) == ["the first", "both", "none"]
     assert options_of(Row((), "(A) one\n(B) two")) == ["one", "two"]
     assert options_of(Row((), "A. only one")) == []
+    assert options_of(Row((), QUESTION, {"options": [str(number) for number in range(27)]})) == ANIMALS
+    assert options_of(Row((), QUESTION, {"options": {"A": "x"}})) == ANIMALS
     assert options_of(Row((), "What is in the picture?")) == []
 
 

@@ -18,6 +18,7 @@ OF_FORMAT = {
     "chartqa": "relaxed",
     "docvqa": "anls",
     "dude": "anls",
+    "ocr-qa": "anls",
     "humaneval": "code",
     "arc": "choice",
     "activitynet-captions": "moments",

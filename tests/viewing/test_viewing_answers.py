@@ -22,7 +22,15 @@ RIGHT, WRONG = (
     Given("base", "A dog.", 0.0, right=False, parsed=True),
 )
 ROW = Answered(
-    3, "rows:3", "rows.json:2", "exact", "What is it?", ("a cat", "cat"), [WRONG, replace(RIGHT, who="adapter")], 1
+    3,
+    "rows:3",
+    "rows.json:2",
+    "exact",
+    "What is it?",
+    ("a cat", "cat"),
+    [WRONG, replace(RIGHT, who="adapter")],
+    1,
+    ["adapter"],
 )
 
 
@@ -49,7 +57,7 @@ def test_a_row_with_its_picture_question_and_answers() -> None:
     assert text.startswith(MARK)
     article = html.one("article")
     assert article.attributes["id"] == "row-3"
-    assert article.classes == {"row", "answered", "wrong", "changed"}
+    assert article.classes == {"row", "answered", "changed"}
     assert "rows.json:2" in article.one("h3").text
     parts = [(part.one("h4").text, part.one("div", "said").text) for part in article.all("div", "turn")]
     assert parts == [
@@ -70,6 +78,11 @@ def test_a_row_with_its_picture_question_and_answers() -> None:
         ([RIGHT, replace(RIGHT, who="adapter")], set(), ["right, 1", "right, 1"]),
         ([WRONG, replace(WRONG, who="adapter")], {"wrong"}, ["wrong, 0", "wrong, 0"]),
         ([RIGHT, replace(WRONG, who="adapter")], {"wrong", "changed"}, ["right, 1", "wrong, 0"]),
+        (
+            [RIGHT, replace(RIGHT, who="adapter"), replace(WRONG, who="blind")],
+            set(),
+            ["right, 1", "right, 1", "wrong, 0"],
+        ),
         ([replace(WRONG, value=0.25)], {"wrong"}, ["partly, 0.25"]),
         ([replace(WRONG, parsed=False)], {"wrong"}, ["unparsed, 0"]),
         ([replace(WRONG, value=None)], set(), ["not scored"]),
@@ -140,7 +153,7 @@ class TestBrowser:
 
     @pytest.mark.parametrize(
         ("button", "left"),
-        [("all", ["row-1", "row-2", "row-3", "row-4"]), ("wrong", ["row-2", "row-3", "row-4"]), ("changed", ["row-3"])],
+        [("all", ["row-1", "row-2", "row-3", "row-4"]), ("wrong", ["row-2", "row-4"]), ("changed", ["row-3"])],
     )
     def test_its_buttons_choose_rows(self, page: Path, button: str, left: list[str]) -> None:
         seen = (
