@@ -13,6 +13,7 @@ from transformers import AriaForConditionalGeneration
 
 from aria_finetune.data.chat import ChatTokenizer
 from aria_finetune.data.collation import Collator
+from aria_finetune.generation.ahead import made_ahead
 from aria_finetune.generation.decoding import Answer, Watch, Wish, decode
 from aria_finetune.generation.sampling import GREEDY, Sampling
 from aria_finetune.model.vision import image_features
@@ -44,11 +45,19 @@ def generate_answers(
     """
     wish = Wish(stop_ids(base, chat), max_new_tokens, sampling)
     answers = [""] * len(collator.plans)
-    for rows in batches_of([plan.tokens for plan in collator.plans], batch_size):
-        batch = collator([{"row": row} for row in rows])
+    for rows, batch in collated(collator, batch_size):
         for row, answer in zip(rows, answer_batch(model, base, batch, wish, rows=rows), strict=True):
             answers[row] = text_of(answer, chat)
     return answers
+
+
+def collated(collator: Collator, batch_size: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Numbers of prompts that are answered together, and their batch; media of the next are decoded while one is answered."""
+
+    def make(rows: list[int]) -> tuple[list[int], dict[str, Any]]:
+        return rows, collator([{"row": row} for row in rows])
+
+    return made_ahead(make, batches_of([plan.tokens for plan in collator.plans], batch_size))
 
 
 def batches_of(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

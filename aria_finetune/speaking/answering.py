@@ -17,11 +17,13 @@ from typing import Any
 from rich.console import Console
 
 from aria_finetune.conversion import Reject
+from aria_finetune.data.decoding import Decoder
 from aria_finetune.data.rows import RowPlan, plan_row
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import Record
 from aria_finetune.errors import MediaError, TooManyRejects, UserError
-from aria_finetune.generation import answer_batch, batches_of, text_of
+from aria_finetune.generation import answer_batch, collated, text_of
+from aria_finetune.generation.decoding import Answer
 from aria_finetune.generation.kept import Kept
 from aria_finetune.generation.sampling import GREEDY, Sampling
 from aria_finetune.media.inspection import Inspector
@@ -142,12 +144,13 @@ def answer_file(speaker: Speaker, job: FileJob, asking: Asking, console: Console
     with (
         tempfile.TemporaryDirectory() as store,
         closing(Inspector(speaker.media_timeout)) as inspector,
+        closing(Decoder(speaker.media_timeout)) as decoder,
         open_answers(job.output, _settings(speaker, job, asking), resume=job.resume) as file,
     ):
         limit = speaker.showing.image_limits.max_pixels
         reading = Reading(inspector, Path(store), job.format, job.media_roots, job.system, limit)
         _tell_start(file, job, console)
-        work = _Work(speaker, asking, inspector)
+        work = _Work(speaker, asking, inspector, decoder)
         shown_at = time.monotonic()
         for window in _windows(read_prompts(job.source, reading), WINDOW * asking.batch_size):
             lines = work.lines(window, file.ids)
@@ -216,6 +219,7 @@ class _Work:
     speaker: Speaker
     asking: Asking
     inspector: Inspector
+    decoder: Decoder
 
     def lines(self, window: list[tuple[int, Entry]], known: list[str]) -> list[dict[str, Any]]:
         """The lines of the rows of a window that have none yet, in order.
@@ -250,31 +254,29 @@ class _Work:
         speaker, rows, found = self.speaker, list(plans), dict[int, dict[str, Any]]()
         wish = speaker.wish(self.asking.max_new_tokens, self.asking.sampling)
         collator = speaker.collator(list(plans.values()))
-        try:
-            for places in batches_of([plan.tokens for plan in collator.plans], self.asking.batch_size):
-                batch = collator([{"row": place} for place in places])
-                for bad in batch.pop("bad_media", []):
-                    found[rows[bad.row]] = _refused(rows[bad.row], bad.id, bad.where, bad.reason, bad.detail)
-                if not batch:
-                    continue
-                sound = [rows[place] for place in batch["rows"].tolist()]
-                answered = answer_batch(speaker.model, speaker.base, batch, wish, rows=sound)
-                for row, answer in zip(sound, answered, strict=True):
-                    record = plans[row].record
-                    asked = row_of(record)
-                    found[row] = {
-                        "row": row,
-                        "id": record.id,
-                        "prompt": asked.question,
-                        "answer": text_of(answer, speaker.chat),
-                        **({"expected": list(asked.expected)} if asked.expected else {}),
-                        "prompt_tokens": plans[row].tokens,
-                        "tokens": len(answer.ids),
-                        "stop": answer.stop,
-                    }
-        finally:
-            collator.decoder.close()
+        collator.decoder = self.decoder
+        for _, batch in collated(collator, self.asking.batch_size):
+            for bad in batch.pop("bad_media", []):
+                found[rows[bad.row]] = _refused(rows[bad.row], bad.id, bad.where, bad.reason, bad.detail)
+            if not batch:
+                continue
+            sound = [rows[place] for place in batch["rows"].tolist()]
+            answered = answer_batch(speaker.model, speaker.base, batch, wish, rows=sound)
+            found |= {row: self._line(row, plans[row], answer) for row, answer in zip(sound, answered, strict=True)}
         return found
+
+    def _line(self, row: int, plan: RowPlan, answer: Answer) -> dict[str, Any]:
+        asked = row_of(plan.record)
+        return {
+            "row": row,
+            "id": plan.record.id,
+            "prompt": asked.question,
+            "answer": text_of(answer, self.speaker.chat),
+            **({"expected": list(asked.expected)} if asked.expected else {}),
+            "prompt_tokens": plan.tokens,
+            "tokens": len(answer.ids),
+            "stop": answer.stop,
+        }
 
 
 def _refused(row: int, name: str, where: str, reason: str, detail: str) -> dict[str, Any]:
