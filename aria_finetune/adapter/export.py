@@ -24,7 +24,7 @@ from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from aria_finetune.errors import UserError
 from aria_finetune.model.base_identity import BASE_FILE
 from aria_finetune.model.rope import ROPE_FILE
-from aria_finetune.redaction import redact_values
+from aria_finetune.redaction import redact, redact_values
 from aria_finetune.staging import staged_folder
 
 EXPORTED = (
@@ -87,7 +87,8 @@ def export(
         for name in EXPORTED:
             if (files.folder / name).is_file():
                 shutil.copyfile(files.folder / name, folder / name)
-        (folder / CARD).write_text(card_of(files, base or files.base_name, layout, license_id), encoding="utf-8")
+        card = card_of(files, base or files.base_name, layout, license_id)
+        (folder / CARD).write_text(redact(card), encoding="utf-8")
         return sorted(path.name for path in folder.iterdir())
 
 

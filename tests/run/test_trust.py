@@ -153,7 +153,7 @@ def plan(folder: Path, output: Path) -> dict[str, Any]:
             {"run": ["train", "recipe.yaml", "--resume"]},
             {"bait": str(adapter), "configs": True},
             {"run": ["evaluate", "recipe.yaml", f"--adapter={adapter}", f"--output={output}/scores", *SHORT]},
-            {"run": ["merge", str(adapter), f"{output}/merged", f"--base={base(folder)}", "--check"]},
+            {"run": ["merge", str(adapter), f"{output}/merged", f"--base={base(folder)}"]},
             {"run": ["export", str(adapter), f"{output}/exported", f"--base={URL}"]},
             {"run": ["convert", "data/rows.jsonl", f"{output}/converted", "--max-rejects=100"]},
             {"run": ["convert", "data/rows.jsonl", f"{output}/refused"]},
