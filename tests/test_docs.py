@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -56,21 +57,58 @@ def run(command: str, folder: Path, shell: dict[str, str]) -> str:
     return result.stdout
 
 
+STEPS = re.findall(
+    r"^```bash\n(.*?)^```\n\n```text\n(.*?)^```",
+    (ROOT / "docs/first-run.md").read_text(encoding="utf-8"),
+    re.MULTILINE | re.DOTALL,
+)
+"""Each command of the page, and what it prints there."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The folder, empty before, in which all blocks of the README were run, and what each command of the first printed."""
+
+    folder: Path
+    printed: list[str]
+
+
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory, shell: dict[str, str]) -> Path:
-    """The folder, empty before, in which all blocks of the README were run."""
+def followed(tmp_path_factory: pytest.TempPathFactory, shell: dict[str, str]) -> Followed:
     folder = tmp_path_factory.mktemp("readme")
-    for block in blocks("bash"):
-        print(run(block, folder, shell))
+    first, *others = blocks("bash")
+    printed = [run(command, folder, shell) for command in first.splitlines()]
+    for block in others:
+        run(block, folder, shell)
     for block in blocks("python"):
         (folder / "block.py").write_text(block)
         run(f"{sys.executable} block.py", folder, shell)
-    return folder
+    return Followed(folder, printed)
+
+
+def test_the_first_run_prints_what_the_docs_show(followed: Followed) -> None:
+    """Numbers aside, and lines that `...` stands for."""
+    assert [command for command, _ in STEPS] == blocks("bash")[0].splitlines(keepends=True)
+    for (command, due), printed in zip(STEPS, followed.printed, strict=True):
+        shown = printed.replace(str(followed.folder), "/home/ada/work").splitlines()
+        assert re.fullmatch(pattern_of(due), "".join(f"{without_numbers(line)}\n" for line in shown)), (
+            f"{command}printed\n{printed}"
+        )
+
+
+def pattern_of(due: str) -> str:
+    lines = (without_numbers(line) for line in due.splitlines())
+    return "".join(r"(?:.*\n)*?" if line == "..." else re.escape(line) + r"\n" for line in lines)
+
+
+def without_numbers(line: str) -> str:
+    """A line without its numbers, and with a space for each run of them."""
+    return " ".join(re.sub(r"\d[\d.,:]*(?:e[-+]\d+)?", "0", line).split())
 
 
 @needs_chromium
-def test_the_page_of_the_readme_s_evaluation_shows_its_pictures_in_a_browser(followed: Path) -> None:
-    page = followed / "runs/first/evaluation/evaluation.html"
+def test_the_page_of_the_readme_s_evaluation_shows_its_pictures_in_a_browser(followed: Followed) -> None:
+    page = followed.folder / "runs/first/evaluation/evaluation.html"
     _, told = browse(page)
     assert "CONSOLE" not in told
     sizes = picture_sizes(page)
@@ -78,8 +116,8 @@ def test_the_page_of_the_readme_s_evaluation_shows_its_pictures_in_a_browser(fol
     assert all(width > 0 and height > 0 for width, height in sizes)
 
 
-def test_readme_blocks_run_in_an_empty_folder_and_the_model_learns_to_see(followed: Path) -> None:
-    tmp_path = followed
+def test_readme_blocks_run_in_an_empty_folder_and_the_model_learns_to_see(followed: Followed) -> None:
+    tmp_path = followed.folder
     scores = json.loads((tmp_path / "runs/first/evaluation/evaluation.json").read_text())
     assert scores["base"]["accuracy"] <= 0.5
     change = scores["differences"]["adapter"]["exact"]
