@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aria_finetune.adapter.merge import Prove, merge
+from aria_finetune.adapter.merge import MergedTensor, Prove, merge
 from aria_finetune.adapter.mixture import Mixture, parse_adapter
 from aria_finetune.adapter.proof import MergeProof, prove
 from aria_finetune.errors import UserError
@@ -56,14 +56,19 @@ def merge_and_prove(
             watch=progress,
             say=progress.say,
         )
-    kept = sum(tensor.kept * tensor.delta_norm**2 for tensor in merged) / max(
-        sum(tensor.delta_norm**2 for tensor in merged), 1e-30
-    )
     kind = "NF4 checkpoint of the merged weights" if to_nf4 else "merged checkpoint"
-    console.print(
-        f"{len(merged)} weights changed, {kept:.1%} of the change is in their dtype; the {kind} is in {output}/",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(f"{describe_change(merged)}; the {kind} is in {output}/", highlight=False, soft_wrap=True)
     for proof in proofs:
         console.print(proof.describe(), highlight=False, soft_wrap=True)
+
+
+def describe_change(merged: Sequence[MergedTensor]) -> str:
+    """How many weights are others than they were, and how much of what the adapters change their dtype holds."""
+    wanted = sum(tensor.delta_norm**2 for tensor in merged)
+    changed = sum(tensor.moved > 0 for tensor in merged)
+    if not wanted:
+        return "no weight is changed, for the adapter changes nothing"
+    if not changed:
+        return "no weight is changed, for their dtype holds nothing of the adapter's change"
+    kept = sum(tensor.kept * tensor.delta_norm**2 for tensor in merged) / wanted
+    return f"{changed} weights changed, {kept:.1%} of the change is in their dtype"

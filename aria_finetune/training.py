@@ -24,8 +24,7 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from aria_finetune.adapter.files import open_adapter
-from aria_finetune.adapter.saving import ADAPTER_WEIGHTS
+from aria_finetune.adapter.files import adapter_hashes, open_adapter
 from aria_finetune.advice import explain_out_of_memory
 from aria_finetune.checkpoint.space import explain_full_disk
 from aria_finetune.data.begun import read_begun_rows, write_begun_rows
@@ -58,7 +57,6 @@ from aria_finetune.planning import choose_machine, outlook_of_run, refuse_unfit
 from aria_finetune.planning.page import show_expectation
 from aria_finetune.planning.setup import Rows
 from aria_finetune.progress import ProgressReport
-from aria_finetune.provenance import hash_file
 from aria_finetune.recipe import Recipe
 from aria_finetune.resumption import Start, check_identity, find_start, identify
 from aria_finetune.routing_picture import draw_routing
@@ -193,7 +191,7 @@ def _run(recipe: Recipe, run: RunFolder, start: Start, console: Console, interru
                 result = describe_result(trainer, metrics, began)
                 done = trainer.state.global_step / max(expected["steps"], 1)
                 measured = {"peak_gib": memory.peak_gib(), "flops": expected["flops"] * done}
-                sha256 = hash_file(run.adapter / ADAPTER_WEIGHTS)
+                sha256 = adapter_hashes(run.adapter)
                 run.write({"status": FINISHED, **description, **result, "measured": measured, "adapter_sha256": sha256})
     show_result(run, time.monotonic() - began, console)
 

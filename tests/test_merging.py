@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from test_cli import run
 from transformers import AriaProcessor
 
 from aria_finetune.adapter.mixture import parse_adapter
-from aria_finetune.adapter.saving import save_adapter
+from aria_finetune.adapter.saving import ADAPTER_WEIGHTS, save_adapter
 from aria_finetune.errors import UserError
 from aria_finetune.model.base_identity import identity_of
 from aria_finetune.model.experts import LEAN
@@ -69,6 +70,23 @@ def test_to_nf4_and_merging_into_it(adapter: Path, tmp_path: Path) -> None:
     assert code == 2
     assert "4-bit checkpoint; rounding to 4 bit again would destroy the adapter" in said
     assert "`--to nf4` packs what was merged" in said
+
+
+def test_an_adapter_that_changes_nothing(adapter: Path, tmp_path: Path) -> None:
+    still = Path(shutil.copytree(adapter, tmp_path / "still"))
+    tensors = load_file(still / ADAPTER_WEIGHTS)
+    save_file({name: 0 * tensor for name, tensor in tensors.items()}, still / ADAPTER_WEIGHTS)
+    code, said = run("merge", still, tmp_path / "zero", "--no-proof")
+    assert code == 0, said
+    assert "no weight is changed, for the adapter changes nothing; the merged checkpoint is in" in said
+    assert "%" not in said.partition("no weight")[2]
+    tiny = {name: tensor * (1e-9 if "lora_B" in name else 1) for name, tensor in tensors.items()}
+    save_file(tiny, still / ADAPTER_WEIGHTS)
+    code, said = run("merge", still, tmp_path / "lost", "--no-proof")
+    assert code == 0, said
+    changed = [tensor["moved"] for tensor in json.loads((tmp_path / "lost" / "merge.json").read_text())["tensors"]]
+    moved = sum(share > 0 for share in changed)
+    assert (f"{moved} weights changed, " if moved else "no weight is changed, for their dtype") in said
 
 
 def test_several_adapters(adapter: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from aria_finetune.adapter.files import AdapterFiles
 from aria_finetune.adapter.mixture import Mixture
 from aria_finetune.errors import UserError
-from aria_finetune.model.base_identity import fingerprint_values, read_identity
+from aria_finetune.model.base_identity import BaseIdentity, fingerprint_values, read_identity
 from aria_finetune.model.hub_layout import HubCheckpoint, open_checkpoint
 from aria_finetune.model.nf4_checkpoint import check_files, is_nf4, source_of
 from aria_finetune.provenance import wrong_files
@@ -44,6 +44,38 @@ def open_base(mixture: Mixture, base: str | None, revision: str | None) -> HubCh
     files = mixture.first
     checkpoint = open_checkpoint(base_of(files), revision or files.config.get("revision"))
     return _original(checkpoint) if is_nf4(checkpoint) else checkpoint
+
+
+def check_one_base(mixture: Mixture) -> None:
+    """Refuse adapters that name different bases, where none is said to be the one that is meant.
+
+    Two names may be of the same weights (a copy, or what was packed from them); that is so if both recorded the same values.
+
+    Raises:
+        UserError: two adapters name different bases, or revisions of one, and are not known to be of the same weights.
+    """
+    first = mixture.first
+    for share in mixture.shares[1:]:
+        names = [_named(files) for files in (first, share.files)]
+        recorded = [read_identity(files.folder) for files in (first, share.files)]
+        if names[0] == names[1] or _are_same(*recorded):
+            continue
+        raise UserError(
+            f"the adapters name different bases ({' and '.join(names)}), and are not known to be of the same weights",
+            where=f"{first.folder}, {share.files.folder}",
+            fix="merge adapters of one base; if these are, name it with --base, or take the first one's with --any-base",
+        )
+
+
+def _named(files: AdapterFiles) -> str:
+    revision = files.config.get("revision")
+    return f"{files.base_name or 'none'}{f' at {revision}' if revision else ''}"
+
+
+def _are_same(one: BaseIdentity, other: BaseIdentity) -> bool:
+    if one.values is not None and other.values is not None:
+        return one.values == other.values
+    return one.sha256 is not None and one.sha256 == other.sha256
 
 
 def check_base(mixture: Mixture, checkpoint: HubCheckpoint, *, any_base: bool) -> BaseCheck:

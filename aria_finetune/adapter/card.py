@@ -1,7 +1,7 @@
 """The model card of an exported adapter: what the hub reads (YAML front matter), and what a person wants to know, from `run.json`.
 
 Says nothing that is not written there: a licence only if it is named, a base only if the hub knows it. Of paths of data only
-the last name is shown. Knows files.
+the last name is shown. A `run.json` of another tool, or half of one, makes a card of what can be read in it. Knows files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import yaml
 
 from aria_finetune.adapter.files import AdapterFiles
 from aria_finetune.adapter.layouts import Layout
+from aria_finetune.model.rope import Rope, read_rope
 from aria_finetune.redaction import redact_values
 
 CARD = "README.md"
@@ -39,7 +40,7 @@ def card_of(files: AdapterFiles, base: str, layout: Layout, license_id: str | No
         f"# {_name(files)}",
         _what(files, base, layout),
         "## Use",
-        _use(base, _theta(run)),
+        _use(base, read_rope(files.folder)),
         *_about_run(run),
         *_scores(files),
         "## Licence",
@@ -89,7 +90,7 @@ def _part(weight: str) -> str:
     return next((part for mark, part in marks.items() if mark in f".{weight}"), "other weights")
 
 
-def _use(base: str, theta: float | None) -> str:
+def _use(base: str, rope: Rope | None) -> str:
     """A program that is run as it stands, in the folder of the adapter."""
     opening = [
         "from peft import PeftModel",
@@ -99,8 +100,8 @@ def _use(base: str, theta: float | None) -> str:
         'adapter = "."  # this folder, or the name of its repository',
         "config = AriaConfig.from_pretrained(base)",
     ]
-    if theta is not None:
-        opening.append(f'config.text_config.rope_parameters["rope_theta"] = {theta!r}  # as it was trained')
+    if rope is not None:
+        opening.append(f'config.text_config.rope_parameters["rope_theta"] = {rope.theta!r}  # as it was trained')
     lines = [
         *opening,
         'model = AriaForConditionalGeneration.from_pretrained(base, config=config, dtype="auto", device_map="auto")',
@@ -117,38 +118,59 @@ def _use(base: str, theta: float | None) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
-def _theta(run: Mapping[str, Any]) -> float | None:
-    """The RoPE base, where the recipe asked for another than the base model's."""
-    theta = run.get("recipe", {}).get("model", {}).get("rope_theta")
-    return None if theta is None else float(theta)
-
-
 def _about_run(run: Mapping[str, Any]) -> Iterator[str]:
-    if not run:
-        return
-    yield "## Data"
-    lines = ["| rows of | source | SHA-256 |", "|---|---|---|"]
-    for split, sources in run.get("data", {}).items():
-        lines += [f"| {split} | `{Path(source['path']).name}` | `{source['sha256'][:16]}` |" for source in sources]
-    rows = run.get("rows", {}).get("train", {})
-    counts = ", ".join(f"{count:,} {what}" for what, count in rows.items() if isinstance(count, int))
-    yield "\n".join(lines) + (f"\n\nFor training: {counts}." if counts else "")
-    yield "## Training"
-    losses = {name: value for name, value in run.get("losses", {}).items() if value is not None}
-    facts = [
-        *(f"{name} loss {value:.4g}" for name, value in losses.items()),
-        *([f"{run['steps']:,} steps"] if "steps" in run else []),
-        *(
-            [f"{run['training_seconds']:.0f} seconds on {run.get('device', 'cpu')}"]
-            if "training_seconds" in run
-            else []
-        ),
+    """Of what `run.json` says, all that is as a run of ours writes it; what is absent or otherwise is left out."""
+    yield from _section("Data", _sources(_mapping(run.get("data"))), _counts(_mapping(run.get("rows"))))
+    yield from _section("Training", _facts(run), _recipe(_mapping(run.get("recipe"))), _versions(run))
+
+
+def _section(title: str, *parts: str) -> Iterator[str]:
+    if any(parts):
+        yield f"## {title}"
+        yield from parts
+
+
+def _sources(data: Mapping[str, Any]) -> str:
+    lines = [
+        f"| {split} | `{Path(source['path']).name}` | `{str(source.get('sha256') or 'not recorded')[:16]}` |"
+        for split, sources in data.items()
+        for source in (sources if isinstance(sources, list) else [])
+        if isinstance(source, dict) and isinstance(source.get("path"), str)
     ]
-    yield ", ".join(facts) + "." if facts else ""
-    recipe = {key: run["recipe"][key] for key in ("lora", "moe", "train") if key in run.get("recipe", {})}
-    yield "The recipe:\n\n```yaml\n" + yaml.safe_dump(redact_values(recipe), sort_keys=False) + "```"
-    versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
-    yield f"Versions: {versions}." if versions else ""
+    return "\n".join(["| rows of | source | SHA-256 |", "|---|---|---|", *lines]) if lines else ""
+
+
+def _counts(rows: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{n:,} {what}" for what, n in _mapping(rows.get("train")).items() if isinstance(n, int))
+    return f"For training: {counts}." if counts else ""
+
+
+def _facts(run: Mapping[str, Any]) -> str:
+    """Losses, steps and time in a line."""
+    facts = [f"{name} loss {value:.4g}" for name, value in _mapping(run.get("losses")).items() if _is_number(value)]
+    if isinstance(run.get("steps"), int):
+        facts.append(f"{run['steps']:,} steps")
+    if _is_number(run.get("training_seconds")):
+        facts.append(f"{run['training_seconds']:.0f} seconds on {run.get('device') or 'cpu'}")
+    return ", ".join(facts) + "." if facts else ""
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    told = {key: recipe[key] for key in ("lora", "moe", "train") if key in recipe}
+    return "The recipe:\n\n```yaml\n" + yaml.safe_dump(redact_values(told), sort_keys=False) + "```" if told else ""
+
+
+def _versions(run: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in _mapping(run.get("versions")).items())
+    return f"Versions: {versions}." if versions else ""
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _scores(files: AdapterFiles) -> Iterator[str]:
@@ -156,13 +178,11 @@ def _scores(files: AdapterFiles) -> Iterator[str]:
     for file in sorted(files.folder.parent.glob(f"*/{EVALUATION}")):
         found = _json(file)
         sides = {side: found[side] for side in _SCORED if isinstance(found.get(side), dict)}
-        names = sorted(
-            {name for scores in sides.values() for name, value in scores.items() if isinstance(value, int | float)}
-        )
+        names = sorted({name for scores in sides.values() for name, value in scores.items() if _is_number(value)})
         if names:
             lines = [f"| {file.parent.name} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
             lines += [
-                f"| {side} | {' | '.join(f'{scores[name]:.4g}' if name in scores else '' for name in names)} |"
+                f"| {side} | {' | '.join(f'{scores[name]:.4g}' if _is_number(scores.get(name)) else '' for name in names)} |"
                 for side, scores in sides.items()
             ]
             yield "## Scores"

@@ -188,26 +188,41 @@ def turned(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, t
 
 
 def check_unharmed(files: AdapterFiles) -> None:
-    """Compare the adapter's weights with the hash that its run or its seal has of them, where there is one.
+    """Compare weights and configuration with the hashes that the run or the seal has of them, where there are any.
 
     Raises:
-        UserError: they are not what was written.
+        UserError: one of them is not what was written, or what is recorded of them can't be read.
     """
-    file, folder = files.folder / ADAPTER_WEIGHTS, files.folder
-    due = None
+    for name, due in _recorded_hashes(files.folder).items():
+        if hash_file(files.folder / name) != due:
+            raise UserError(
+                f"{name} was changed since it was written: its SHA-256 differs",
+                where=str(files.folder),
+                fix="use a checkpoint of the run; to merge with a smaller or larger share of its change, --adapter DIR:WEIGHT",
+            )
+
+
+def adapter_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of both files that say what an adapter is: of its weights, and of the rank and the alpha that they are scaled by."""
+    return {name: hash_file(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+
+
+def _recorded_hashes(folder: Path) -> dict[str, str]:
+    """Of an adapter's files by the manifest beside them or by `run.json` above; empty where none was recorded."""
     if (folder / MANIFEST_FILE).is_file():
         try:
-            due = read_manifest(folder).get(ADAPTER_WEIGHTS, {}).get("sha256")
+            manifest = read_manifest(folder)
         except BrokenSeal as error:
             raise UserError(str(error), where=str(folder), fix="use another checkpoint of the run") from error
-    elif folder.name == ADAPTER_FOLDER and (folder.parent / RUN_FILE).is_file():
-        due = read_json(folder.parent / RUN_FILE).get("adapter_sha256")
-    if due is not None and hash_file(file) != due:
-        raise UserError(
-            f"{ADAPTER_WEIGHTS} was changed since it was written: its SHA-256 differs",
-            where=str(folder),
-            fix="use a checkpoint of the run",
-        )
+        return {name: manifest[name]["sha256"] for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name in manifest}
+    if folder.name != ADAPTER_FOLDER or not (folder.parent / RUN_FILE).is_file():
+        return {}
+    recorded = read_json(folder.parent / RUN_FILE).get("adapter_sha256")
+    if isinstance(recorded, str):  # of runs from before the configuration was hashed too
+        return {ADAPTER_WEIGHTS: recorded}
+    if not isinstance(recorded, dict):
+        return {}
+    return {name: recorded[name] for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name in recorded}
 
 
 def hub_name(stem: str) -> str:

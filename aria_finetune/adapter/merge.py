@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 
 from aria_finetune import __version__
-from aria_finetune.adapter.base import BaseCheck, check_base, open_base
-from aria_finetune.adapter.files import WHOLE, check_unharmed
+from aria_finetune.adapter.base import BaseCheck, check_base, check_one_base, open_base
+from aria_finetune.adapter.files import WHOLE, adapter_hashes, check_unharmed
 from aria_finetune.adapter.mixture import Mixture, open_mixture
 from aria_finetune.adapter.saving import ADAPTER_WEIGHTS
 from aria_finetune.adapter.shards import Change, copy_shard
@@ -109,12 +109,14 @@ def merge(
         The changed tensors. The same is written to `merge.json` in the output.
 
     Raises:
-        UserError: the output exists, an adapter is incomplete or damaged, the base is 4-bit or not the one that it was trained on,
-            a shape differs, the disk is too small, or `prove` found that the merged weights are not what they should be.
+        UserError: the output exists, an adapter is incomplete or damaged, the base is 4-bit or not the one that it was trained on, the
+            adapters name several bases, a shape differs, the disk is too small, or `prove` found that the merged weights are not what they should be.
     """
     mixture = open_mixture([(adapters, 1.0)] if isinstance(adapters, Path) else adapters)
     for share in mixture.shares:
         check_unharmed(share.files)
+    if base is None and not any_base:
+        check_one_base(mixture)
     checkpoint = open_base(mixture, base, revision)
     _refuse_unmergeable(mixture, checkpoint)
     checked = check_base(mixture, checkpoint, any_base=any_base)
@@ -211,7 +213,7 @@ def _report(
                 "weight": share.weight,
                 "scaling": share.files.scaling,
                 "rank": share.files.config["r"],
-                "sha256": hash_file(share.files.folder / ADAPTER_WEIGHTS),
+                "sha256": adapter_hashes(share.files.folder),
             }
             for share in mixture.shares
         ],

@@ -80,7 +80,8 @@ def open_mixture(adapters: Sequence[tuple[Path, float]]) -> Mixture:
     """Read adapters, of which there is at least one.
 
     Raises:
-        UserError: one is missing, damaged or can't be merged; two were trained with different RoPE bases, or name different bases.
+        UserError: one is missing, damaged or can't be merged; or two were trained with different RoPE bases.
+            Whether they are of one base is asked by `base.check_one_base`.
     """
     mixture = Mixture(tuple(Share(open_adapter(folder), weight) for folder, weight in adapters))
     first = mixture.first

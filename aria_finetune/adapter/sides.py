@@ -116,14 +116,16 @@ class StreamedExperts(nn.Module):
 
     def __init__(self, experts: AriaExperts, weights: Weights, names: Sequence[str], mixture: Mixture | None) -> None:
         super().__init__()
-        self._weights, self._names, self._count = weights, names, experts.num_experts
+        self._weights, self._names, self.count = weights, names, experts.num_experts
         self._activate = experts.act_fn
         self._shares = [mixture.of(name) if mixture else [] for name in names]
+        self.chosen_TK: torch.Tensor | None = None
 
     def forward(self, hidden_TH: torch.Tensor, chosen_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the chosen experts, (T, H). The first projections of all come before the second of any."""
+        self.chosen_TK = chosen_TK
         places = {}
-        for expert in range(self._count):
+        for expert in range(self.count):
             tokens, ranks = torch.where(chosen_TK == expert)
             if len(tokens):
                 places[expert] = (tokens, ranks)
@@ -145,8 +147,8 @@ class StreamedExperts(nn.Module):
                 output = x @ weight(expert)
                 for share, (a_RI, b_OR) in pairs:
                     # As PEFT lays them out: A by expert, B with the experts' columns alternating.
-                    a_of_one_RI = a_RI.chunk(self._count)[expert].to(x.device)
-                    b_of_one_OR = b_OR.view(len(b_OR), -1, self._count)[:, :, expert].to(x.device)
+                    a_of_one_RI = a_RI.chunk(self.count)[expert].to(x.device)
+                    b_of_one_OR = b_OR.view(len(b_OR), -1, self.count)[:, :, expert].to(x.device)
                     output = output + share.weight * share.files.scaling * ((x @ a_of_one_RI.T) @ b_of_one_OR.T)
                 yield expert, output
 
@@ -159,12 +161,17 @@ class Side:
         mixture: adapters that are live, or None.
         rope: what they were trained with, in the place of what config.json says.
 
+    Attributes:
+        reached: of each layer that was run, how many of its `experts` tokens of the rows went to.
+
     Raises:
         UserError: the checkpoint is no complete Aria, or a tensor has another shape than config.json says.
     """
 
     def __init__(self, weights: Weights, mixture: Mixture | None = None, rope: Rope | None = None) -> None:
         self._weights, self._mixture = weights, mixture
+        self.reached: list[int] = []
+        self.experts = 0
         config = AriaConfig.from_pretrained(weights.checkpoint.folder)
         if rope is not None:
             set_rope(config, rope)
@@ -208,13 +215,17 @@ class Side:
             embedded_BTH = embedded_BTH.masked_scatter(seen_BT1, features_NQH)
         return embedded_BTH
 
-    def layer(self, number: int, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        """One layer of the decoder. Rows are filled up behind their end, where nothing before it looks."""
+    def layer(self, number: int, hidden_BTH: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
+        """One layer of the decoder. Rows are filled up behind their end, where nothing before it looks and `real_BT` is False."""
         language = self._model.model.language_model
         places = torch.arange(hidden_BTH.shape[1], device=hidden_BTH.device)[None]
         turned = language.rotary_emb(hidden_BTH, places)
         path = f"model.language_model.layers.{number}"
-        return self._call(path, hidden_BTH, position_ids=places, position_embeddings=turned, attention_mask=None)
+        output = self._call(path, hidden_BTH, position_ids=places, position_embeddings=turned, attention_mask=None)
+        experts = language.layers[number].mlp.experts
+        self.experts = experts.count
+        self.reached.append(len(experts.chosen_TK[real_BT.flatten()].unique()))
+        return output
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """(N, vocabulary) of positions behind the last layer, on the CPU."""

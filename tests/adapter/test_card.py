@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 
 from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.adapter.export import export
+from aria_finetune.model.rope import ROPE_FILE, Rope, write_rope
 
 RUN = {
     "status": "finished",
@@ -98,12 +99,42 @@ def test_what_the_run_says(run: Path, tmp_path: Path) -> None:
     assert "for transformers up to 5.17" in card(run, tmp_path / "old", layout="old")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"data": None, "recipe": None, "losses": None, "rows": None, "versions": None},
+        {"data": {"train": None, "eval": [None, "x", {}, {"path": 3}]}, "rows": {"train": None}, "recipe": []},
+        {"recipe": {"model": None}, "losses": {"first": "low"}, "steps": "7", "training_seconds": None},
+        {"name": "someone else's", "data": "mnist", "losses": [3, 2, 1], "versions": ["1.0"]},
+    ],
+)
+def test_an_odd_run_makes_a_card_of_what_is_there(run: Path, tmp_path: Path, odd: dict[str, Any]) -> None:
+    (run / "run.json").write_text(json.dumps(odd))
+    scores = {"base": {"accuracy": None}, "adapter": {"accuracy": 0.5}}
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(scores))
+    text = card(run, tmp_path / "out")
+    assert "## Use" in text
+    assert "## Data" not in text
+    assert "## Training" not in text
+    assert "| base |  |\n| adapter | 0.5 |" in text
+
+
+def test_only_what_is_odd_is_left_out(run: Path, tmp_path: Path) -> None:
+    (run / "run.json").write_text(json.dumps(RUN | {"data": None, "losses": {"first": 2.5, "last": None}}))
+    text = card(run, tmp_path / "out")
+    assert "For training: 1,234 rows" in text
+    assert "first loss 2.5, 7 steps, 62 seconds on a GPU." in text
+
+
 @pytest.mark.parametrize("theta", [None, 123456.0])
 def test_its_program_runs(run: Path, tmp_path: Path, theta: float | None) -> None:
-    described = json.loads((run / "run.json").read_text())
-    described["recipe"]["model"]["rope_theta"] = theta
-    (run / "run.json").write_text(json.dumps(described))
-    text = card(run, tmp_path / "out")
+    """With the RoPE base that lies beside the adapter, which an export of an export has too."""
+    if theta is None:
+        (run / ADAPTER_FOLDER / ROPE_FILE).unlink()
+    else:
+        write_rope(run / ADAPTER_FOLDER, Rope(theta, 4096))
+    export(run, tmp_path / "first")
+    text = card(tmp_path / "first", tmp_path / "out")
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert (f'["rope_theta"] = {theta}' in program) == (theta is not None)
     check = '\nassert model.peft_config["default"].r == 4\nprint(len(output[0]) - inputs["input_ids"].shape[1])\n'

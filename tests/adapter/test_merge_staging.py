@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from aria_finetune import ADAPTER_FOLDER
 from aria_finetune.adapter import merge as merging
+from aria_finetune.adapter.files import adapter_hashes
 from aria_finetune.adapter.merge import merge
 from aria_finetune.adapter.saving import ADAPTER_WEIGHTS
 from aria_finetune.checkpoint.sealing import sealed_folder
@@ -263,10 +264,31 @@ class TestAdapter:
         run = tmp_path / "run"
         shutil.copytree(adapter, run / ADAPTER_FOLDER)
         sha256 = hash_file(run / ADAPTER_FOLDER / ADAPTER_WEIGHTS)
-        (run / "run.json").write_text(json.dumps({"adapter_sha256": sha256}))
+        (run / "run.json").write_text(json.dumps({"adapter_sha256": sha256}))  # as older runs have it
         merge(run, tmp_path / "whole")
         self.flip(run / ADAPTER_FOLDER / ADAPTER_WEIGHTS)
         assert "its SHA-256 differs" in refusal(run, tmp_path / "out").message
+
+    def test_another_alpha_in_a_run(self, adapter: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(adapter, run / ADAPTER_FOLDER)
+        (run / "run.json").write_text(json.dumps({"adapter_sha256": adapter_hashes(run / ADAPTER_FOLDER)}))
+        merge(run, tmp_path / "whole")
+        self.quadruple_alpha(run / ADAPTER_FOLDER)
+        assert "adapter_config.json was changed since it was written" in refusal(run, tmp_path / "out").message
+        (run / "run.json").write_text(json.dumps({"adapter_sha256": None}))
+        merge(run, tmp_path / "not recorded")
+
+    def test_another_alpha_in_a_checkpoint(self, adapter: Path, tmp_path: Path) -> None:
+        with sealed_folder(tmp_path / "checkpoint-3") as folder:
+            shutil.copytree(adapter, folder, dirs_exist_ok=True)
+        self.quadruple_alpha(tmp_path / "checkpoint-3")
+        error = refusal(tmp_path / "checkpoint-3", tmp_path / "out")
+        assert "adapter_config.json was changed since it was written" in error.message
+
+    def quadruple_alpha(self, folder: Path) -> None:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 4 * config["lora_alpha"]}))
 
     def test_a_flipped_bit_in_a_checkpoint(self, adapter: Path, tmp_path: Path) -> None:
         with sealed_folder(tmp_path / "checkpoint-3") as folder:

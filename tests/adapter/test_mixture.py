@@ -17,6 +17,7 @@ from transformers import AriaForConditionalGeneration
 from aria_finetune.adapter.merge import merge
 from aria_finetune.adapter.mixture import open_mixture
 from aria_finetune.errors import UserError
+from aria_finetune.model.base_identity import BASE_FILE
 from aria_finetune.model.hub_layout import SINGLE
 from aria_finetune.model.lora import LoraPlan
 from aria_finetune.model.rope import Rope, write_rope
@@ -88,6 +89,32 @@ def test_adapters_of_different_bases_are_refused(
     adapter: Path, odd_bases: dict[torch.dtype, Path], make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     other = make_adapter(odd_bases[torch.bfloat16])
-    with pytest.raises(UserError, match="the base lacks 5"):
+    with pytest.raises(UserError, match="different bases"):
         merge([(adapter, 0.5), (other, 0.5)], tmp_path / "out")
+    with pytest.raises(UserError, match="the base lacks 5"):
+        merge([(adapter, 0.5), (other, 0.5)], tmp_path / "out", any_base=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_other_names_of_bases_are_of_the_same_weights_or_refused(
+    adapter: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """What decides is `base.json`; without it nobody knows, and a person must say."""
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "some/where"}))
+    both = [(adapter, 0.5), (other, 0.5)]
+    merge(both, tmp_path / "recorded")
+    (other / BASE_FILE).unlink()
+    with pytest.raises(UserError, match="some/where") as caught:
+        merge(both, tmp_path / "out")
+    assert "--base" in str(caught.value.fix)
+    assert "--any-base" in str(caught.value.fix)
+    merge(both, tmp_path / "named", base=str(tiny_folder))
+    merge(both, tmp_path / "any", any_base=True)
+    for name in ("named", "any"):
+        assert (tmp_path / name / SINGLE).read_bytes() == (tmp_path / "recorded" / SINGLE).read_bytes()
+    assert not (tmp_path / "out").exists()
+    (other / "adapter_config.json").write_text(json.dumps(config | {"revision": "b" * 40}))
+    with pytest.raises(UserError, match="at bbbb"):
+        merge(both, tmp_path / "out")

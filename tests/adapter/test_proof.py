@@ -16,9 +16,10 @@ from transformers import AriaForConditionalGeneration
 
 from aria_finetune.adapter import proof as proving
 from aria_finetune.adapter.drift import Drift
+from aria_finetune.adapter.exactness import Exactness
 from aria_finetune.adapter.merge import merge
 from aria_finetune.adapter.mixture import open_mixture
-from aria_finetune.adapter.proof import LIMIT_KL, MergeProof, Row, SideName, prove, run_beside, sample_rows
+from aria_finetune.adapter.proof import LIMIT_KL, ROUNDING_KL, MergeProof, Row, SideName, prove, run_beside, sample_rows
 from aria_finetune.adapter.sides import Side, Weights, packing_of
 from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import SINGLE, HubCheckpoint, open_checkpoint
@@ -181,21 +182,42 @@ class TestBadMerges:
         found = proof_of(strong, tiny_folder, tiny_folder)
         assert found.original == found.effect
         assert found.original.kl > LIMIT_KL
-        assert "more than 0.01" in found.problems[0]
+        assert "not what they should be" in found.problems[0]
+        assert "more than 0.01" in found.problems[1]
         with pytest.raises(UserError, match="do not say what base and adapter say") as caught:
             found.refuse_drift(tiny_folder)
         assert "--no-proof" in str(caught.value.fix)
         assert found.as_dict()["verdict"] == "drift"
         assert found.describe().startswith("proof: drift")
 
-    def test_one_that_is_further_than_the_base(self) -> None:
+    def test_limits(self) -> None:
         near, far, none = (Drift(0.1, 0.1, kl, 1.0) for kl in (1e-3, 5e-3, 0.0))
-        assert "further" in MergeProof({}, far, near, near, None, []).problems[0]
-        assert not MergeProof({}, near, near, far, None, []).problems
-        assert not MergeProof({}, none, near, none, None, []).problems
-        assert "nan" in MergeProof({}, Drift(1, 1, float("nan"), 1), near, far, None, []).problems[0]
-        assert "in NF4" in MergeProof({}, near, far, far, Drift(1, 1, 0.5, 1), []).problems[0]
-        assert not MergeProof({}, near, Drift(1, 1, 0.2, 1), far, Drift(1, 1, 0.5, 1), []).problems
+
+        def problems(original: Drift, nf4: Drift, effect: Drift, packed: Drift | None = None) -> list[str]:
+            return MergeProof({}, original, nf4, effect, packed, [], Exactness(1, 1)).problems
+
+        assert "too much of the adapter is lost" in problems(far, near, near)[0]
+        assert "too much of the adapter is lost" in problems(far, near, far)[0], "lost, and below the limit of all"
+        assert not problems(near, near, far)
+        assert not problems(none, near, none)
+        assert not problems(near, near, none), "what rounding costs an adapter that does next to nothing"
+        assert "nan" in problems(Drift(1, 1, float("nan"), 1), near, far)[0]
+        assert "in NF4" in problems(near, far, far, Drift(1, 1, 0.5, 1))[0]
+        assert not problems(near, Drift(1, 1, 0.2, 1), far, Drift(1, 1, 0.5, 1))
+
+    def test_a_small_effect_that_was_lost(self, tiny_folder: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+        """Below what logits can tell, the tensors tell; and what rounding alone costs such an adapter is no problem."""
+        small = make_adapter(tiny_folder, deviation=2e-4)
+        lost = proof_of(small, tiny_folder, tiny_folder)
+        assert 0 < lost.effect.kl < ROUNDING_KL
+        assert len(lost.problems) == 1
+        assert "10 tensor(s) are not what they should be" in lost.problems[0]
+        assert "10 are wrong" in lost.describe()
+        merge(small, tmp_path / "merged")
+        whole = proof_of(small, tiny_folder, tmp_path / "merged")
+        assert not whole.problems
+        assert whole.is_told_by_tensors_alone
+        assert whole.tensors == Exactness(10, len(opened(tiny_folder).stored) - 10)
 
     def test_one_with_a_misshapen_or_missing_tensor(self, tiny_folder: Path, strong: Path, tmp_path: Path) -> None:
         shutil.copytree(tiny_folder, tmp_path / "merged")
@@ -227,6 +249,10 @@ def test_the_proof_is_in_the_report(tiny_folder: Path, adapter: Path, tmp_path: 
     due = proof_of(adapter, tiny_folder, tmp_path / "out").as_dict()
     assert report == json.loads(json.dumps(due))
     assert report["verdict"] == "ok"
+    assert report["tensors"]["wrong"] == []
+    assert report["experts"] == 64
+    assert len(report["experts_reached_by_layer"]) == 2
+    assert all(6 <= count <= 64 for count in report["experts_reached_by_layer"])
     assert said == [(1, 2), (2, 2)]
 
 
