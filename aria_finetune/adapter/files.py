@@ -145,6 +145,12 @@ class AdapterFiles:
         return rescaled_OI
 
 
+def adapter_folder(folder: Path) -> Path:
+    """Where the files of an adapter are: `folder`, or a folder in it where that of a run was given."""
+    inner = folder / ADAPTER_FOLDER
+    return inner if not (folder / ADAPTER_CONFIG).is_file() and (inner / ADAPTER_CONFIG).is_file() else folder
+
+
 def open_adapter(folder: Path) -> AdapterFiles:
     """Read the configuration and the names of an adapter folder.
 
@@ -152,8 +158,7 @@ def open_adapter(folder: Path) -> AdapterFiles:
         UserError: a file is missing or damaged, it is not LoRA, a tensor has no partner or is not finite, or it
             uses a feature of PEFT that would be merged wrongly.
     """
-    if not (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_FOLDER / ADAPTER_CONFIG).is_file():
-        folder = folder / ADAPTER_FOLDER  # the run's folder was given
+    folder = adapter_folder(folder)
     config = _config(folder)
     with _opened(folder) as adapter:
         names = set(adapter.keys())

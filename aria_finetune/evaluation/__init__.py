@@ -17,6 +17,7 @@ from rich.console import Console
 from aria_finetune.adapter.files import open_adapter
 from aria_finetune.errors import UserError
 from aria_finetune.evaluation.answering import answer_rows, check_models, open_journal
+from aria_finetune.evaluation.journal import kept_alone
 from aria_finetune.evaluation.reporting import WRITTEN, Report, draw_answers, say, write
 from aria_finetune.evaluation.scoring import choose_rows, score_answers
 from aria_finetune.material import prepare_prompts
@@ -49,11 +50,12 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
 
     Raises:
         UserError: no evaluation data, no row that can be scored, a metric that is not known, an adapter or a merged
-            model that does not load, or an output folder that holds something else.
+            model that does not load, an output folder that holds something else or that another process evaluates to, or
+            kept answers that are damaged.
     """
     _check(output, options)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as store:
+    with kept_alone(output), tempfile.TemporaryDirectory() as store:
         material = prepare_prompts(recipe, Path(store))
         check_models(recipe, material, options.adapter, options.merged)
         asked = choose_rows(material.eval_rows.plans, options.metric, run_code=options.run_code)
@@ -63,9 +65,9 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
         said = answer_rows(recipe, material, options, journal, console)
         scored = score_answers(asked, said)
         drawn = draw_answers(recipe, material, asked, scored)
-    report = Report(recipe, material, asked, scored, options.adapter, options.merged, options.metric)
-    result = write(output, report, drawn, seconds=round(time.monotonic() - began, 3))
-    journal.remove()
+        report = Report(recipe, material, asked, scored, options.adapter, options.merged, options.metric)
+        result = write(output, report, drawn, seconds=round(time.monotonic() - began, 3))
+        journal.remove()
     say(result, output, console)
     return result
 

@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 
 from aria_finetune import __version__
-from aria_finetune.adapter.files import open_adapter
+from aria_finetune.adapter.files import adapter_folder, open_adapter
 from aria_finetune.evaluation.journal import Journal, fingerprint
 from aria_finetune.evaluation.scoring import BASE
 from aria_finetune.generation import generate_answers
 from aria_finetune.material import Material, build_collator, load_base
-from aria_finetune.model.hub_layout import open_checkpoint
+from aria_finetune.model.hub_layout import checkpoint_folder, open_checkpoint
 from aria_finetune.model.lora import load_adapter
 from aria_finetune.model.rope import check_same_theta
 from aria_finetune.recipe import Recipe
@@ -66,8 +66,11 @@ def open_journal(recipe: Recipe, material: Material, wanted: Wanted, output: Pat
     for plan in material.plans:
         rows.update(repr((plan.record.id, plan.turns, plan.sights)).encode("utf-8", "surrogatepass"))
     recipe_says = recipe.model_dump(mode="json", exclude={"train", "output", "file"})
-    models = [Path(recipe.model.path), wanted.adapter, wanted.merged]
-    places = [place if place is not None and place.exists() else str(place) for place in models]
+    places = [  # where their files are: of a folder only those that lie in it itself are looked at
+        material.checkpoint.folder,
+        wanted.adapter and adapter_folder(wanted.adapter),
+        wanted.merged and checkpoint_folder(str(wanted.merged)),
+    ]
     return Journal(output, fingerprint(__version__, recipe_says, places, rows.hexdigest(), wanted.max_new_tokens))
 
 

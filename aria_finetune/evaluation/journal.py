@@ -8,11 +8,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aria_finetune.staging import sync
+from aria_finetune.errors import UserError
+from aria_finetune.staging import lock_alone, sync
+
+
+@contextmanager
+def kept_alone(output: Path) -> Iterator[None]:
+    """Keep other evaluations away from an output, and from the answers beside it, until the block ends.
+
+    The lock has a file of its own, which nothing else opens: a record lock is gone as soon as any handle of its file is closed.
+
+    Raises:
+        UserError: another process evaluates to it, or nothing can be written there.
+    """
+    path = output.with_name(f".{output.name}.lock")
+    busy = UserError(
+        "another process evaluates to this output", where=str(output), fix="wait for it, or name another --output"
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(
+            f"the output can't be written to: {error.strerror}", where=str(path), fix="choose another --output"
+        ) from error
+    with file:
+        lock_alone(file, busy)
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise busy  # the other came to its end just now and took this file away, so that the next one has another
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def fingerprint(*facts: Any) -> str:
@@ -35,6 +68,9 @@ class Journal:
     Args:
         output: the folder that the evaluation will be written to; the journal is a hidden file beside it.
         mark: the fingerprint of what is asked and of who answers.
+
+    Raises:
+        UserError: a line of an earlier start is damaged.
     """
 
     def __init__(self, output: Path, mark: str) -> None:
@@ -71,15 +107,28 @@ class Journal:
         """Whether there is a journal of the same evaluation, whose answers are then known.
 
         The last line may have been cut off; it is cut from the file, so that what follows stands on a line of its own.
+
+        Raises:
+            UserError: another line is damaged.
         """
         if not self.path.is_file():
             return False
         whole, _, _ = self.path.read_bytes().rpartition(b"\n")
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if not lines or lines[0] != {"fingerprint": self.mark}:
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+            try:
+                said = json.loads(line)
+                if number > 1:
+                    self.of(str(said["who"]))[int(said["row"])] = str(said["answer"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    "the answers of an evaluation that was cut short are damaged",
+                    where=f"{self.path}:{number}",
+                    fix="remove the line to have its answer given again; if it is the first, remove the file",
+                ) from error
+            if number == 1 and said != {"fingerprint": self.mark}:
+                return False
+        if not whole:
             return False
-        for line in lines[1:]:
-            self.of(line["who"])[line["row"]] = line["answer"]
         with self.path.open("r+b") as file:
             file.truncate(len(whole) + 1)
         return True

@@ -149,7 +149,7 @@ def write(output: Path, report: Report, drawn: Sequence[DrawnRow], *, seconds: f
         (output / name).unlink(missing_ok=True)
     with staged_folder(output) as folder:
         with (folder / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in report.lines())
+            file.writelines(json.dumps(redact_values(line), ensure_ascii=False) + "\n" for line in report.lines())
         (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (folder / PAGE_FILE).write_text(compose(_comparison(report, result, len(drawn)), drawn), encoding="utf-8")
         if any(needles):

@@ -72,17 +72,19 @@ def _area(box: Box) -> float:
 def read_box(text: str, row: Row) -> Box | None:
     """The first box of a text; None if there is none.
 
-    Two points in parentheses are Aria's own, 0 to 999. Four numbers in a row are shares if none is over 1 and any is
-    broken, else they are in the coordinates of the right answer. Points with broken numbers of at most 1 are shares too.
+    Two points in parentheses are Aria's own, 0 to 999, or shares if no number is over 1 and any is broken. Four numbers in a
+    row are in the coordinates of the right answer where those are shares, with corners or sides; else the same holds of
+    them, as of corners, and if they are no shares they are in the coordinates of the right answer.
     """
     pairs, four = _PAIRS.search(text), _FOUR.search(text)
     found = pairs or four
     if found is None:
         return None
     numbers = [float(number) for number in found.groups()]
-    if max(numbers) <= 1 and any("." in number for number in found.groups()):
-        return as_shares(numbers, SYSTEMS["xyxy 0-1"], None)
     system = ARIA if pairs else system_of(row)
+    if max(numbers) <= 1 and any("." in number for number in found.groups()):
+        in_shares = system is not None and system.whole == 1
+        return as_shares(numbers, system if system is not None and in_shares else SYSTEMS["xyxy 0-1"], None)
     if system is None or (system.whole is not None and max(numbers) > 1000):
         return None
     return as_shares(numbers, system, _size(row))

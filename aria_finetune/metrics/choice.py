@@ -50,7 +50,10 @@ def chosen(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _named(text: str, options: Sequence[str]) -> set[int]:
-    """The options that a text names by its words, and by a letter before them."""
+    """The options that a text names by its words, and by a letter before them.
+
+    Words behind a letter that are no option, and name none by its letter, are an explanation and change nothing.
+    """
     found = {number for number, option in enumerate(options) if normalise(option) == normalise(text)}
     lettered = _LETTERED.fullmatch(text)
     index = ascii_uppercase.index(lettered[1].upper()) if lettered else len(options)

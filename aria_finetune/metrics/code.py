@@ -7,13 +7,18 @@ Chen et al. 2021 (HumanEval, arXiv 2107.03374), section 2.1, with one sample, an
 
 from __future__ import annotations
 
+import ast
 import re
+import textwrap
+import warnings
 
 from aria_finetune.metrics.metric import Metric
 from aria_finetune.metrics.rows import Row, Score
 from aria_finetune.metrics.sandbox import run
 
 _FENCED = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
+_NO_PYTHON = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
+"""What the compiler raises of text that is no program, or of one that it has no room for."""
 
 
 def has_tests(row: Row) -> bool:
@@ -33,7 +38,7 @@ def code_in(answer: str) -> str:
 def program_of(row: Row, answer: str) -> str:
     """The code of an answer with the tests of its row behind it.
 
-    Code that does not define what HumanEval tests goes on from the prompt; where it does, what stands in the prompt
+    Code that does not define what HumanEval tests goes on from the prompt, indented as its function is; where it does, what stands in the prompt
     before the function, such as imports and helpers, still stands before it.
     """
     code, meta = code_in(answer), row.meta
@@ -48,10 +53,52 @@ def program_of(row: Row, answer: str) -> str:
 
 def _begun(prompt: str, code: str, name: str) -> str:
     defined = re.compile(rf"^(?:async\s+)?def\s+{re.escape(name)}\b", re.MULTILINE)
-    if not defined.search(code):
-        return prompt + code
+    bound = re.compile(rf"^{re.escape(name)}\s*(?::[^=\n]*)?=(?!=)", re.MULTILINE)
+    if not defined.search(code) and not (bound.search(code) and _compiles(code)):
+        return _continued(prompt, code)
     found = defined.search(prompt)
     return (prompt[: found.start()] if found else "") + "\n" + code
+
+
+def _continued(prompt: str, body: str) -> str:
+    """The prompt with the body of its function.
+
+    Answers come without the space around them, so that of a body the first line has lost its indentation, and models
+    also write a whole body without any. It gets it back where only then the whole is Python.
+    """
+    indent, head = _indent_of(prompt), prompt.rstrip() + "\n"
+    ways = [
+        head + textwrap.indent(textwrap.dedent(body), indent),  # none of its lines has any
+        head + indent + body.lstrip(),  # the first line alone has lost it
+    ]
+    indented = body.lstrip("\r\n")[:1].isspace()
+    ways.insert(0 if indented else len(ways), prompt + body)
+    return next(filter(_compiles, ways), prompt + body)
+
+
+def _indent_of(prompt: str) -> str:
+    """What stands before each line in the body of the last function of a prompt."""
+    try:
+        functions = [
+            node for node in ast.parse(prompt).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+    except _NO_PYTHON:  # nothing stands in it yet
+        functions = []
+    if not functions:
+        return " " * 4
+    first = functions[-1].body[0]
+    before = prompt.split("\n")[first.lineno - 1][: first.col_offset]
+    return before if before.isspace() else " " * 4
+
+
+def _compiles(code: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as of an escape that is none
+        try:
+            compile(code, "answer.py", "exec", dont_inherit=True)
+        except _NO_PYTHON:
+            return False
+    return True
 
 
 def score(row: Row, answer: str) -> Score:

@@ -6,6 +6,7 @@ means harm, which is why nothing here is reached without being asked for.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import resource
@@ -17,19 +18,23 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 _MIB = 2**20
 _OUT_OF_TIME = 152
 """What a shell says of a process that SIGXCPU ended: 128 + 24."""
 
-# Runs the program of its second argument and says the word of its first when that came to its end: neither an exit in
-# the middle nor a program that ends well because it was cut off counts as passing. The limits can't be raised again.
+# Runs the program of its first argument and says a word when that came to its end: neither an exit in the middle nor a
+# program that ends well because it was cut off counts as passing. The word comes by standard input, which is empty
+# when the program begins: arguments could be read in /proc. The limits can't be raised again.
 # A signal that ended it is not always passed on by what keeps it from the network, and of the first process there it is
 # ignored where nobody listens: so it listens, and a second is left before the end that can't be listened to.
 _RUNNER = f"""
 import os, resource, signal, sys
 signal.signal(signal.SIGXCPU, lambda *_, end=os._exit: end({_OUT_OF_TIME}))
-word, program, *limits = sys.argv[1:]
+word = os.read(0, 64)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+program, *limits = sys.argv[1:]
 sys.argv = [program]
 names = ("RLIMIT_CPU", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC")
 for name, limit in zip(names, map(int, limits)):
@@ -47,7 +52,7 @@ said = os.dup(1)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 del os
 exec(compile(open(program, encoding="utf-8").read(), "answer.py", "exec"), {{"__name__": "__main__"}})
-__import__("os").write(said, word.encode())
+__import__("os").write(said, word)
 """
 
 
@@ -79,28 +84,30 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
 
 
 def _outcome(file: Path, limits: Limits) -> Outcome:
-    word = secrets.token_hex(16)
+    word = secrets.token_hex(16).encode()
     numbers = (limits.cpu_seconds, limits.memory_mib * _MIB, limits.file_mib * _MIB, 0, 0)
-    command = [*_without_network(), sys.executable, "-I", "-c", _RUNNER, word, str(file), *map(str, numbers)]
+    command = [*_without_network(), sys.executable, "-I", "-c", _RUNNER, str(file), *map(str, numbers)]
     before = _seconds_worked()
     with (file.parent / "said").open("wb+") as said, (file.parent / "complained").open("wb+") as complained:
         process = subprocess.Popen(  # noqa: S603 (this is what it is for)
             command,
             cwd=file.parent,
             env={"PATH": os.defpath, "HOME": str(file.parent), "TMPDIR": str(file.parent), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=said,
             stderr=complained,
             start_new_session=True,
         )
         try:
+            with contextlib.suppress(BrokenPipeError), cast("IO[bytes]", process.stdin) as words:
+                words.write(word)
             process.wait(limits.wall_seconds)
         except subprocess.TimeoutExpired:
             return Outcome(passed=False, reason="time")
         finally:
             _end(process)
         said.seek(0)
-        if process.returncode == 0 and said.read(len(word) + 1) == word.encode():
+        if process.returncode == 0 and said.read(len(word) + 1) == word:
             return Outcome(passed=True)
         timed_out = process.returncode == _OUT_OF_TIME or _seconds_worked() - before > 0.75 * limits.cpu_seconds
         complained.seek(0)

@@ -9,15 +9,24 @@ from aria_finetune.metrics.rows import Row, Score
 
 _WORDS = {"yes": True, "true": True, "no": False, "false": False}
 _WORD = "(yes|no|true|false)"
+# "No idea", "No one", "No doubt", "No. 5" and "no-one" begin with the word and say something else.
+_AFTER = (
+    r"(?!-\w|['\u2019]\w|\.[ \t]*\d)"
+    r"(?=\s*(?:$|[^\w\s])|\s*\n"
+    r"|\s+(?:it|he|she|they|there|this|that|these|those|the|i|because|since|as|but|and|for|in)\b)"
+)
 _FIRST = re.compile(
     r"\W*(?:(?:the|this)\s+)?(?:(?:answer|statement|sentence|claim)\s*(?:is\s*:?|:)\s*)?"
-    rf"{_WORD}\b(?!\s*(?:/|,|\bor\b|\band\b)\s*{_WORD}\b)",
+    rf"{_WORD}\b(?![\s\"'*]*(?:/|,|\bor\b|\band\b)[\s\"'*]*{_WORD}\b){_AFTER}",
     re.IGNORECASE,
 )
 
 
 def verdict(answer: str) -> bool | None:
-    """What an answer says at its beginning; None if it is neither yes nor no."""
+    """What an answer says at its beginning; None if it is neither yes nor no.
+
+    The word stands alone, before punctuation, or before what begins a sentence or gives a reason (`it is`, `because`).
+    """
     found = _FIRST.match(answer)
     return _WORDS[found[1].lower()] if found else None
 

@@ -110,6 +110,25 @@ def test_pixels_are_those_of_the_picture_where_the_source_says_none() -> None:
     assert not METRICS["box"].fits(Row(("[64, 120, 160, 240]",), meta={"coordinates": "xywh pixels"}))
 
 
+@pytest.mark.parametrize(
+    ("answer", "shared"),
+    [
+        ("[0.5, 0.5, 0.2, 0.4]", 1.0),
+        ("0.5, 0.5, 0.1, 0.4", 1 / 2),  # half as wide
+        ("[0.5, 0.5, 0.7, 0.9]", 0.08 / 0.63),  # corners are read as sides, which makes it larger
+        ("(0.5,0.5),(0.7,0.9)", 1.0),  # points are corners everywhere
+        ("(499.5,499.5),(699.3,899.1)", 1.0),
+    ],
+)
+def test_shares_with_sides_are_read_as_the_right_answer_is_written(answer: str, shared: float) -> None:
+    row = Row(
+        ("[0.5, 0.5, 0.2, 0.4]",), meta={"bbox": [0.5, 0.5, 0.2, 0.4], "coordinates": "xywh 0-1"}, size=(640, 480)
+    )
+    said = METRICS["box"].score(row, answer).detail
+    assert said == pytest.approx(shared, abs=1e-9)
+    assert METRICS["box"].score(Row(row.expected, meta={"coordinates": "xywh 0-1"}), answer).detail == said
+
+
 def test_mean_overlap_of_all() -> None:
     rows, answers = [WORDS] * 3, ["(100,250),(350,749)", "(100,250),(600,749)", "no"]
     metric = METRICS["box"]

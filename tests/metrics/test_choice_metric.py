@@ -29,6 +29,11 @@ MEANT = [
     ("D, none of them", 3),
     ("B\nIt barks.", 1),
     ("B. It barks and has a tail.", 1),
+    (
+        "B. the parrot",
+        1,
+    ),  # words that are no option explain the letter: what is an explanation can't be told from what is not
+    ("B. It is no cat.", 1),
     ("Answer: B", 1),
     ("The answer is B.", 1),
     ("The correct answer is (C).", 2),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
+from typing import Any
+
 import pytest
 
 from aria_finetune.metrics import METRICS, Row
@@ -30,6 +34,9 @@ CASES = [
     (CIRCLE, "    raise SystemExit(0)\n", False),
     (CIRCLE, "    raise ValueError\n", False),
     (CIRCLE, "    return radius +\n", False),
+    (CIRCLE, "area = lambda radius: math.pi * radius ** 2", True),
+    (CIRCLE, "area = math.pi * radius ** 2\n    return area", True),
+    (CIRCLE, "import math\n\ndef area(radius):\n    return math.pi * radius ** 2", True),
     (ADD, "def add(a, b):\n    return a + b", True),
     (ADD, "def add(a, b):\n    print('adding')\n    return a + b", True),
     (ADD, "add = lambda a, b: a + b", True),
@@ -45,6 +52,44 @@ def test_programs(row: Row, answer: str, passed: bool) -> None:
     score = METRICS["code"].score(row, answer)
     assert score.value == float(passed)
     assert score.parsed or not code_in(answer).strip()
+
+
+BODIES = [
+    "    return math.pi * radius ** 2\n",
+    "    if radius == 0:\n        return 0\n    return math.pi * radius ** 2\n",
+    "    square = radius * radius\n\n    return math.pi * square\n",
+    "    def square(x):\n        return x * x\n    return math.pi * square(radius)\n",
+    "    return (math.pi *\n            radius ** 2)\n",
+    "    square = 0\n    for _ in range(radius):\n        for _ in range(radius):\n            square += 1\n    return math.pi * square\n",
+]
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize(
+    "prompt", [PROMPT, PROMPT.replace("    ", "  "), "import math\ndef area(radius):\n", PROMPT.strip()]
+)
+def test_a_body_is_a_program_however_it_is_indented(prompt: str, body: str) -> None:
+    """As it goes on from the prompt, as answers come (stripped), moved to the left, and in a fence."""
+    indent = "  " if '\n  "' in prompt else "    "
+    body = body.replace("    ", indent)
+    row = Row(("x",), meta={**CIRCLE.meta, "prompt": prompt})
+    flat = textwrap.dedent(body).strip()
+    programs = {program_of(row, answer) for answer in (body.rstrip(), body.strip(), flat, f"```python\n{flat}\n```")}
+    for program in programs:
+        known: dict[str, Any] = {}
+        exec(program, known)  # noqa: S102 (of our own writing)
+        assert known["area"](2) == pytest.approx(4 * math.pi)
+
+
+def test_a_body_without_a_return_is_inside_the_function_too() -> None:
+    test = "def check(candidate):\n    held = [2, 1]\n    candidate(held)\n    assert held == [1, 2]\n"
+    row = Row(("x",), meta={"prompt": "def order(held):\n    'Sort.'\n", "test": test, "entry_point": "order"})
+    assert METRICS["code"].score(row, "held.sort()").value == 1
+
+
+@pytest.mark.parametrize("answer", ["return (", "\x00", "I can't.", "(" * 500, "return 1\nAs you see, it is one."])
+def test_what_is_no_program_stays_as_it_is(answer: str) -> None:
+    assert program_of(CIRCLE, answer).startswith(PROMPT + answer)
 
 
 def test_what_stands_before_the_function_in_the_prompt_still_does() -> None:

@@ -74,6 +74,23 @@ def test_it_sees_no_environment_and_no_word_that_passes(monkeypatch: pytest.Monk
     assert run(program, FREE).passed
 
 
+def test_the_word_that_passes_stands_in_no_file_of_the_process() -> None:
+    """One that says every word it finds, wherever it can, and ends before its tests."""
+    program = (
+        "import os, re\n"
+        "for name in ('cmdline', 'environ', 'fd/0'):\n"
+        "    for word in re.findall(rb'[0-9a-f]{32}', open('/proc/self/' + name, 'rb').read()):\n"
+        "        for fd in range(3, 20):\n"
+        "            try:\n"
+        "                os.write(fd, word)\n"
+        "            except OSError:\n"
+        "                pass\n"
+        "os._exit(0)\n"
+        "assert False"
+    )
+    assert not run(program, FREE).passed
+
+
 def test_its_folder_is_empty_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     program = "import os\nassert set(os.listdir()) == {'answer.py', 'said', 'complained'}\nopen('left', 'w').write('x')"

@@ -62,6 +62,18 @@ def test_evaluation_writes_scores_answers_and_a_page(make_recipe: Callable[..., 
     assert again["models"] == {"base": "tiny"}
 
 
+def test_no_file_of_an_evaluation_has_a_secret(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    token = "hf_" + "Ab1" * 10
+    asked = {"role": "user", "content": f"Is {token} a token?"}
+    row = {"id": token, "messages": [asked, {"role": "assistant", "content": f"{token} is."}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = make_recipe(f"data.eval={tmp_path}/rows.jsonl")
+    evaluate(recipe, tmp_path / "out", EvaluationOptions(max_new_tokens=1), Console(quiet=True))
+    (line,) = map(json.loads, (tmp_path / "out" / "predictions.jsonl").open())
+    assert (line["question"], line["expected"]) == ("Is *** a token?", ["*** is."])
+    assert [file for file in (tmp_path / "out").iterdir() if token in file.read_text("utf-8")] == []
+
+
 def test_a_long_prompt_is_answered_alone() -> None:
     """From 8,193 tokens on; a shorter one beside it would be padded by a mask of tokens by tokens."""
     assert list(batches_of([5, 3, 4, 8192, 9000, 65_536], 2)) == [[1, 2], [0, 3], [4], [5]]

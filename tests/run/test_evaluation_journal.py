@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from aria_finetune.errors import UserError
 from aria_finetune.evaluation import EvaluationOptions, answering, evaluate
-from aria_finetune.evaluation.journal import Journal, fingerprint
+from aria_finetune.evaluation.answering import open_journal
+from aria_finetune.evaluation.journal import Journal, fingerprint, kept_alone
+from aria_finetune.material import prepare_prompts
 from aria_finetune.recipe import Recipe
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
@@ -61,6 +66,73 @@ def test_a_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
         fingerprint(object())
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ['{"who": "base", "row": 0, "ans', "null", '{"who": "base"}', '{"who": "base", "row": "x", "answer": ""}', "\xff"],
+)
+def test_a_line_that_is_damaged_is_named(tmp_path: Path, damage: str) -> None:
+    journal = Journal(tmp_path / "out", "a")
+    journal.add("base", [(0, "first"), (1, "second")])
+    lines = journal.path.read_bytes().split(b"\n")
+    lines[1] = damage.encode("latin-1")
+    journal.path.write_bytes(b"\n".join(lines))
+    with pytest.raises(UserError, match=r"damaged") as caught:
+        Journal(tmp_path / "out", "a")
+    assert f"{journal.path}:2" in str(caught.value)
+    assert "remove the line" in str(caught.value)
+    assert journal.path.read_bytes() == b"\n".join(lines)
+    assert Journal(tmp_path / "out", "b").count == 0  # of something else: what it says does not matter
+
+
+def test_models_are_known_by_their_own_files(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = make_recipe(f"data.eval={DATA}/chat.jsonl")
+    material = prepare_prompts(recipe, tmp_path / "store")
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    for folder in (run / "adapter", merged):
+        folder.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    (merged / "config.json").write_text("{}")
+
+    def mark(adapter: Path) -> str:
+        return open_journal(recipe, material, EvaluationOptions(adapter, merged=merged), tmp_path / "out").mark
+
+    marks = [mark(run)]
+    assert marks == [mark(run)] == [mark(run / "adapter")]
+    for weights in (run / "adapter" / "adapter_model.safetensors", merged / "model.safetensors"):
+        for text in ("one", "three"):
+            weights.write_text(text)
+            marks.append(mark(run))
+    assert len(set(marks)) == 5
+
+
+def _other_may_lock(path: Path) -> bool:
+    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    return subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False).returncode == 0
+
+
+def test_an_output_is_evaluated_to_by_one_at_a_time(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = make_recipe(f"data.eval={DATA}/chat.jsonl")
+    lock = tmp_path / ".out.lock"
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another process evaluates") as caught:
+            evaluate(recipe, tmp_path / "out", EvaluationOptions(), Console(quiet=True))
+        assert "another --output" in str(caught.value)
+        assert [path.name for path in tmp_path.iterdir() if "answers" in path.name] == []
+        other.communicate(b"")
+    with kept_alone(tmp_path / "out"):
+        journal = Journal(tmp_path / "out", "a")
+        journal.add("base", [(0, "x")])
+        Journal(tmp_path / "out", "a").remove()
+        assert not _other_may_lock(lock)
+    assert not lock.exists()
+
+
 def test_an_evaluation_that_was_cut_short_goes_on(
     make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +148,7 @@ def test_an_evaluation_that_was_cut_short_goes_on(
         if asked == [4]:
             raise KeyboardInterrupt
         asked.append(len(collator.plans))
+        assert not _other_may_lock(tmp_path / ".cut.lock")
         return real(model, collator, **settings)
 
     monkeypatch.setattr(answering, "generate_answers", counted)
@@ -89,3 +162,4 @@ def test_an_evaluation_that_was_cut_short_goes_on(
     assert whole == cut
     assert json.loads(whole.splitlines()[0])["answers"]["base"]
     assert not list(tmp_path.glob(".*.jsonl"))
+    assert not list(tmp_path.glob(".*.lock"))
