@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from aria_finetune.errors import UserError
 from aria_finetune.provenance import versions
-from aria_finetune.redaction import redact_values
+from aria_finetune.redaction import redact, redact_values
 from aria_finetune.staging import lock_alone, replace_text
 
 NOTES = ".run.json"
@@ -41,12 +41,17 @@ class AnswerFile:
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the lines of the next rows, and have the disk keep them."""
-        texts = [json.dumps(redact_values(line), ensure_ascii=False) + "\n" for line in lines]
+        kept = [redact_values(line) for line in lines]
+        texts = [json.dumps(line, ensure_ascii=False) + "\n" for line in kept]
         self._file.write("".join(texts).encode("utf-8", "backslashreplace"))
         self._file.flush()
         os.fsync(self._file.fileno())
-        for line in lines:
+        for line in kept:
             self._count(line)
+
+    def is_of(self, row: int, name: str) -> bool:
+        """Whether the line of a row is that of a prompt; ids that look like secrets are only written redacted."""
+        return redact(self.ids[row]) == redact(name)
 
     def finish(self, seconds: float) -> None:
         """Say that every row has its line."""

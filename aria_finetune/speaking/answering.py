@@ -153,7 +153,7 @@ def answer_file(speaker: Speaker, job: FileJob, asking: Asking, console: Console
         work = _Work(speaker, asking, inspector, decoder)
         shown_at = time.monotonic()
         for window in _windows(read_prompts(job.source, reading), WINDOW * asking.batch_size):
-            lines = work.lines(window, file.ids)
+            lines = work.lines(window, file)
             for line in lines:
                 if "refused" in line:
                     console.print(f"{line['where']}: {line['refused']}: {line['detail']}", highlight=False)
@@ -221,19 +221,20 @@ class _Work:
     inspector: Inspector
     decoder: Decoder
 
-    def lines(self, window: list[tuple[int, Entry]], known: list[str]) -> list[dict[str, Any]]:
+    def lines(self, window: list[tuple[int, Entry]], file: AnswerFile) -> list[dict[str, Any]]:
         """The lines of the rows of a window that have none yet, in order.
 
         Rows with one are answered again where others of their window have none, so that those stand in the batches that they
         would have stood in.
         """
+        known = len(file.ids)
         for row, entry in window:
-            if row < len(known) and entry.id != known[row]:
+            if row < known and not file.is_of(row, entry.id):
                 raise UserError(
-                    f"row {row} is {entry.id}, and the answers have {known[row]} in its place",
+                    f"row {row} is {entry.id}, and the answers have {file.ids[row]} in its place",
                     fix="put the prompts back as they were, or name another --output",
                 )
-        if window[-1][0] < len(known):
+        if window[-1][0] < known:
             return []
         found: dict[int, dict[str, Any]] = {}
         plans: dict[int, RowPlan] = {}
@@ -248,7 +249,7 @@ class _Work:
             except RecordError as error:
                 found[row] = _refused(row, entry.id, _where(entry), error.reason, detail_of(error, self.speaker))  # type: ignore[arg-type]
         found |= self._answered(plans)
-        return [found[row] for row, _ in window if row >= len(known)]
+        return [found[row] for row, _ in window if row >= known]
 
     def _answered(self, plans: dict[int, RowPlan]) -> dict[int, dict[str, Any]]:
         speaker, rows, found = self.speaker, list(plans), dict[int, dict[str, Any]]()

@@ -54,9 +54,8 @@ class Attacher:
         """
         checker, name = self._below, attached.path
         if checker is None:
-            path = Path(attached.path).expanduser()
             try:
-                path = path.resolve()
+                path = Path(attached.path).expanduser().resolve()
             except (OSError, RuntimeError, ValueError) as error:
                 raise MediaError("media_unreadable", f"{attached.path!r:.120}: {error}") from error
             checker, name = MediaChecker([path.parent], "header", self._max_pixels, self._inspector), path.name
