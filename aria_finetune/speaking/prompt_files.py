@@ -15,6 +15,7 @@ from typing import Any
 
 from aria_finetune.conversion import ConversionOptions, Reject, is_dataset, read_dataset, read_records
 from aria_finetune.conversion.engine import problems_told
+from aria_finetune.conversion.options import Verification
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.reading import sources
 from aria_finetune.data_formats.reading.extents import WHOLE, Tally
@@ -34,7 +35,8 @@ HEAD = 16
 class Reading:
     """How a file of prompts is read: its format and where its media are, as `convert` takes them.
 
-    `system` is said before prompts that have no system turn; `store` is a folder for media that a source holds itself.
+    `system` is said before prompts that have no system turn; `store` is a folder for media that a source holds itself;
+    `verify` is how far media are looked into, `stat` where nobody will be shown them.
     """
 
     inspector: Inspector
@@ -43,6 +45,7 @@ class Reading:
     media_roots: tuple[Path, ...] = ()
     system: str | None = None
     max_pixels: int = 64_000_000
+    verify: Verification = "header"
 
 
 def read_prompts(source: Path, reading: Reading) -> Iterator[Entry]:
@@ -89,7 +92,7 @@ def _values(source: Path) -> Iterator[object]:
 
 def _plain(source: Path, values: Iterator[object], reading: Reading) -> Iterator[Entry]:
     roots = reading.media_roots or (source.parent,)
-    attacher = Attacher(reading.inspector, reading.max_pixels, [root.absolute() for root in roots])
+    attacher = Attacher(reading.inspector, reading.max_pixels, [root.absolute() for root in roots], reading.verify)
     for ordinal, value in enumerate(values):
         name = _id(value) or f"{FORMAT}:{source.name}:{ordinal}"
         try:
@@ -134,7 +137,11 @@ def _converted(source: Path, reading: Reading) -> Iterator[Entry]:
         if is_dataset(source):
             return read_dataset(source, inspector=reading.inspector, media_store=reading.store, on_reject=on_reject)
         options = ConversionOptions(
-            format=reading.format, media_roots=reading.media_roots, max_pixels=reading.max_pixels, evaluation=True
+            format=reading.format,
+            media_roots=reading.media_roots,
+            verify=reading.verify,
+            max_pixels=reading.max_pixels,
+            evaluation=True,
         )
         return read_records(source, options, on_reject=on_reject, media_store=reading.store)
 
