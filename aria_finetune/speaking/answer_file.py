@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, Any
 
 from aria_finetune.errors import UserError
 from aria_finetune.provenance import versions
-from aria_finetune.redaction import redact_values
+from aria_finetune.redaction import redact, redact_values
 from aria_finetune.staging import lock_alone, replace_text
 
 NOTES = ".run.json"
@@ -41,12 +42,17 @@ class AnswerFile:
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the lines of the next rows, and have the disk keep them."""
-        texts = [json.dumps(redact_values(line), ensure_ascii=False) + "\n" for line in lines]
+        kept = [redact_values(line) for line in lines]
+        texts = [json.dumps(line, ensure_ascii=False) + "\n" for line in kept]
         self._file.write("".join(texts).encode("utf-8", "backslashreplace"))
         self._file.flush()
         os.fsync(self._file.fileno())
-        for line in lines:
+        for line in kept:
             self._count(line)
+
+    def is_of(self, row: int, name: str) -> bool:
+        """Whether the line of a row is that of a prompt; ids that look like secrets are only written redacted."""
+        return redact(self.ids[row]) == redact(name)
 
     def finish(self, seconds: float) -> None:
         """Say that every row has its line."""
@@ -94,10 +100,9 @@ def open_answers(path: Path, settings: Mapping[str, Any], *, resume: bool) -> It
         UserError: a file is there and is not to be gone on with, is not ours, is damaged, or was made with other settings; or another
             process writes to it.
     """
-    plain: dict[str, Any] = json.loads(json.dumps(redact_values(settings)))
+    plain = kept_settings(settings)
     notes = check_answers(path, plain, resume=resume)
-    if not path.parent.is_dir():
-        raise UserError("there is no such folder", where=str(path.parent), fix="make it, or name another --output")
+    check_folder(path.parent)
     if not path.exists():
         _note(path, "running", plain)  # first, so that a file of answers is never without
     # One handle for all: a record lock is gone as soon as any handle of the file is closed.
@@ -106,6 +111,42 @@ def open_answers(path: Path, settings: Mapping[str, Any], *, resume: bool) -> It
         answers = AnswerFile(file, path, plain, notes)
         _note(path, "running", plain)
         yield answers
+
+
+def kept_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are written beside the answers."""
+    plain: dict[str, Any] = json.loads(json.dumps(redact_values(settings)))
+    return plain
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not there, or in which no file can be made.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if not folder.is_dir():
+        raise UserError("there is no such folder", where=str(folder), fix="make it, or name another --output")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fix = "check permissions and free space on the disk, or name another --output"
+        raise UserError(f"no file can be made in it ({error.strerror})", where=str(folder), fix=fix) from error
+
+
+def finished_counts(path: Path) -> dict[str, int] | None:
+    """Rows, refused ones and tokens of a file of answers in which every row has its line; None where some have none."""
+    try:
+        notes = json.loads(path.with_name(path.name + NOTES).read_text(encoding="utf-8"))
+        if notes["status"] != "finished":
+            return None
+        lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        rows, refused = len(lines), sum("refused" in line for line in lines)
+        found = {"rows": rows, "refused": refused, "tokens": sum(line.get("tokens", 0) for line in lines)}
+        return found if all(notes[key] == count for key, count in found.items()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # going on with it says what is wrong
 
 
 def check_answers(path: Path, settings: Mapping[str, Any], *, resume: bool) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,7 +29,14 @@ from aria_finetune.generation.sampling import GREEDY, Sampling
 from aria_finetune.media.inspection import Inspector
 from aria_finetune.metrics import row_of
 from aria_finetune.provenance import fingerprint, fingerprint_objects
-from aria_finetune.speaking.answer_file import AnswerFile, check_answers, open_answers
+from aria_finetune.speaking.answer_file import (
+    AnswerFile,
+    check_answers,
+    check_folder,
+    finished_counts,
+    kept_settings,
+    open_answers,
+)
 from aria_finetune.speaking.attaching import Attacher, Said, record_of
 from aria_finetune.speaking.prompt_files import Entry, Reading, read_prompts
 from aria_finetune.speaking.speaker import Speaker, told
@@ -129,23 +136,45 @@ def check_job(job: FileJob) -> None:
         reading = Reading(inspector, Path(store), job.format, job.media_roots)
         if next(iter(read_prompts(job.source, reading)), None) is None:
             raise UserError("there is no prompt in it", where=str(job.source), fix="name another file with --from")
+    check_folder(job.output.parent)
     if job.output.exists() and not job.resume:
         check_answers(job.output, {}, resume=False)
 
 
-def answer_file(speaker: Speaker, job: FileJob, asking: Asking, console: Console) -> AnswerFile:
+def nothing_left(settings: Mapping[str, Any], job: FileJob, asking: Asking, console: Console) -> bool:
+    """Whether the file of answers is finished already, which is told; before a model is loaded.
+
+    Raises:
+        UserError: it can't be gone on with.
+        TooManyRejects: as `answer_file`.
+    """
+    check_answers(job.output, kept_settings(settings), resume=job.resume)
+    counts = finished_counts(job.output) if job.output.exists() else None
+    if counts is None:
+        return False
+    console.print("every row has its line already; no model was loaded", highlight=False)
+    _tell_end(counts["rows"], counts["refused"], counts["tokens"], job, asking, console)
+    return True
+
+
+def answer_file(
+    speaker: Speaker, job: FileJob, asking: Asking, console: Console, settings: Mapping[str, Any] | None = None
+) -> AnswerFile:
     """Answer every prompt of a file, in order; each has one line in the output, also where it can't be answered.
+
+    `settings` are those of `settings_of`, which are made here if they are not given.
 
     Raises:
         UserError: the prompts can't be read, the output is in the way or belongs to other prompts or settings.
         TooManyRejects: more prompts could not be answered than `asking.max_rejects`; all others were.
     """
     began = time.monotonic()
+    settings = settings_of(speaker.identity, job, asking) if settings is None else settings
     with (
         tempfile.TemporaryDirectory() as store,
         closing(Inspector(speaker.media_timeout)) as inspector,
         closing(Decoder(speaker.media_timeout)) as decoder,
-        open_answers(job.output, _settings(speaker, job, asking), resume=job.resume) as file,
+        open_answers(job.output, settings, resume=job.resume) as file,
     ):
         limit = speaker.showing.image_limits.max_pixels
         reading = Reading(inspector, Path(store), job.format, job.media_roots, job.system, limit)
@@ -153,7 +182,7 @@ def answer_file(speaker: Speaker, job: FileJob, asking: Asking, console: Console
         work = _Work(speaker, asking, inspector, decoder)
         shown_at = time.monotonic()
         for window in _windows(read_prompts(job.source, reading), WINDOW * asking.batch_size):
-            lines = work.lines(window, file.ids)
+            lines = work.lines(window, file)
             for line in lines:
                 if "refused" in line:
                     console.print(f"{line['where']}: {line['refused']}: {line['detail']}", highlight=False)
@@ -162,18 +191,22 @@ def answer_file(speaker: Speaker, job: FileJob, asking: Asking, console: Console
                 shown_at = time.monotonic()
                 console.print(f"{len(file.ids):,} rows, {file.tokens:,} tokens", highlight=False)
         file.finish(time.monotonic() - began)
+    _tell_end(len(file.ids), file.refused, file.tokens, job, asking, console)
+    return file
+
+
+def _tell_end(rows: int, refused: int, tokens: int, job: FileJob, asking: Asking, console: Console) -> None:
     console.print(
-        f"{len(file.ids):,} rows: {len(file.ids) - file.refused:,} answered with {file.tokens:,} tokens, "
-        f"{file.refused:,} refused; they are in {job.output}",
+        f"{rows:,} rows: {rows - refused:,} answered with {tokens:,} tokens, "
+        f"{refused:,} refused; they are in {job.output}",
         highlight=False,
     )
-    if file.refused > asking.max_rejects:
+    if refused > asking.max_rejects:
         raise TooManyRejects(
-            f"{file.refused} prompt(s) could not be answered, --max-rejects allows {asking.max_rejects}",
+            f"{refused} prompt(s) could not be answered, --max-rejects allows {asking.max_rejects}",
             where=str(job.output),
             fix="their lines say why; all others are answered",
         )
-    return file
 
 
 def _tell_start(file: AnswerFile, job: FileJob, console: Console) -> None:
@@ -185,10 +218,13 @@ def _tell_start(file: AnswerFile, job: FileJob, console: Console) -> None:
         console.print(f"  not as before: {note}; the last digits may differ", highlight=False)
 
 
-def _settings(speaker: Speaker, job: FileJob, asking: Asking) -> dict[str, Any]:
+def settings_of(identity: Mapping[str, Any], job: FileJob, asking: Asking) -> dict[str, Any]:
+    """What the answers depend on, as JSON values; `identity` is that of the speaker."""
     return {
-        **speaker.identity,
+        **identity,
         "prompts": _fingerprint(job.source),
+        "media": _fingerprint_media(job),
+        "media_roots": [str(root.absolute()) for root in job.media_roots],
         "format": job.format,
         "system": job.system,
         "max_new_tokens": asking.max_new_tokens,
@@ -206,6 +242,29 @@ def _fingerprint(source: Path) -> str:
     return fingerprint_objects((str(path.relative_to(source)), path.stat().st_size) for path in files)
 
 
+def _fingerprint_media(job: FileJob) -> str:
+    """Of the files that prompts show, by their names there, sizes and times of change; nobody looks into them."""
+    with tempfile.TemporaryDirectory() as folder, closing(Inspector()) as inspector:
+        store = Path(folder).resolve()  # as media in it are named
+        reading = Reading(inspector, store, job.format, job.media_roots, verify="stat")
+        records = (entry for entry in read_prompts(job.source, reading) if isinstance(entry, Record))
+        # What lies in the source itself is of its own fingerprint.
+        return fingerprint_objects(
+            (record.source.ordinal, medium.origin, _state(Path(medium.path or "")))
+            for record in records
+            for medium in record.media
+            if not Path(medium.path or "").is_relative_to(store)
+        )
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def _windows(entries: Iterable[Entry], size: int) -> Iterator[list[tuple[int, Entry]]]:
     numbered = iter(enumerate(entries))
     while window := list(islice(numbered, size)):
@@ -221,19 +280,20 @@ class _Work:
     inspector: Inspector
     decoder: Decoder
 
-    def lines(self, window: list[tuple[int, Entry]], known: list[str]) -> list[dict[str, Any]]:
+    def lines(self, window: list[tuple[int, Entry]], file: AnswerFile) -> list[dict[str, Any]]:
         """The lines of the rows of a window that have none yet, in order.
 
         Rows with one are answered again where others of their window have none, so that those stand in the batches that they
         would have stood in.
         """
+        known = len(file.ids)
         for row, entry in window:
-            if row < len(known) and entry.id != known[row]:
+            if row < known and not file.is_of(row, entry.id):
                 raise UserError(
-                    f"row {row} is {entry.id}, and the answers have {known[row]} in its place",
+                    f"row {row} is {entry.id}, and the answers have {file.ids[row]} in its place",
                     fix="put the prompts back as they were, or name another --output",
                 )
-        if window[-1][0] < len(known):
+        if window[-1][0] < known:
             return []
         found: dict[int, dict[str, Any]] = {}
         plans: dict[int, RowPlan] = {}
@@ -248,7 +308,7 @@ class _Work:
             except RecordError as error:
                 found[row] = _refused(row, entry.id, _where(entry), error.reason, detail_of(error, self.speaker))  # type: ignore[arg-type]
         found |= self._answered(plans)
-        return [found[row] for row, _ in window if row >= len(known)]
+        return [found[row] for row, _ in window if row >= known]
 
     def _answered(self, plans: dict[int, RowPlan]) -> dict[int, dict[str, Any]]:
         speaker, rows, found = self.speaker, list(plans), dict[int, dict[str, Any]]()

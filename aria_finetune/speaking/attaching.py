@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aria_finetune import __version__
 from aria_finetune.conversion.media_check import MediaChecker
+from aria_finetune.conversion.options import Verification
 from aria_finetune.data_formats import rules
 from aria_finetune.data_formats.building.turns import Turn, draft
 from aria_finetune.data_formats.errors import RecordError
@@ -40,11 +41,18 @@ class Attacher:
         inspector: looks into them.
         max_pixels: limit of an image.
         roots: folders that relative names start from, and that none may lead out of; None for names that stand for themselves.
+        verify: how far files below roots are looked into.
     """
 
-    def __init__(self, inspector: Inspector, max_pixels: int, roots: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self,
+        inspector: Inspector,
+        max_pixels: int,
+        roots: Sequence[Path] | None = None,
+        verify: Verification = "header",
+    ) -> None:
         self._inspector, self._max_pixels = inspector, max_pixels
-        self._below = None if roots is None else MediaChecker(roots, "header", max_pixels, inspector)
+        self._below = None if roots is None else MediaChecker(roots, verify, max_pixels, inspector)
 
     def medium(self, attached: Attached) -> Media:
         """The medium, measured.
@@ -54,9 +62,8 @@ class Attacher:
         """
         checker, name = self._below, attached.path
         if checker is None:
-            path = Path(attached.path).expanduser()
             try:
-                path = path.resolve()
+                path = Path(attached.path).expanduser().resolve()
             except (OSError, RuntimeError, ValueError) as error:
                 raise MediaError("media_unreadable", f"{attached.path!r:.120}: {error}") from error
             checker, name = MediaChecker([path.parent], "header", self._max_pixels, self._inspector), path.name

@@ -12,10 +12,18 @@ from rich.console import Console
 from aria_finetune.errors import UserError
 from aria_finetune.generation.sampling import Sampling
 from aria_finetune.layer_progress import LayerProgress
-from aria_finetune.speaking.answering import Asking, FileJob, answer_file, answer_one, check_job
+from aria_finetune.speaking.answering import (
+    Asking,
+    FileJob,
+    answer_file,
+    answer_one,
+    check_job,
+    nothing_left,
+    settings_of,
+)
 from aria_finetune.speaking.attaching import Said
 from aria_finetune.speaking.conversation import Conversation
-from aria_finetune.speaking.speaker import Speaker, SpeakerOptions, open_speaker
+from aria_finetune.speaking.speaker import FoundSpeaker, Speaker, SpeakerOptions, find_speaker
 from aria_finetune.speaking.talk import HELP, TypedLines, talk
 
 
@@ -29,7 +37,7 @@ def generate_one(
     """
     if not said:
         raise UserError("there is nothing to answer", fix="give a PROMPT, --image, --video, --document, or --from FILE")
-    speaker = _load(options, asking, console)
+    speaker = _load(find_speaker(options, asking.max_new_tokens), console)
     turns: list[tuple[str, list[Said]]] = [*([("system", [system])] if system else []), ("user", said)]  # type: ignore[list-item]
     with memory_told("lower --max-new-tokens, show less, or see --experts-on host"):
         told = answer_one(speaker, turns, asking, write)
@@ -50,9 +58,13 @@ def generate_file(options: SpeakerOptions, job: FileJob, asking: Asking, console
         TooManyRejects: prompts could not be answered.
     """
     check_job(job)
-    speaker = _load(options, asking, console)
+    found = find_speaker(options, asking.max_new_tokens)
+    settings = settings_of(found.identity, job, asking)
+    if nothing_left(settings, job, asking, console):
+        return
+    speaker = _load(found, console)
     with memory_told("lower --batch-size or --max-new-tokens and go on with --resume"):
-        answer_file(speaker, job, asking, console)
+        answer_file(speaker, job, asking, console, settings)
 
 
 def chat(options: SpeakerOptions, system: str | None, asking: Asking, console: Console) -> None:
@@ -61,7 +73,7 @@ def chat(options: SpeakerOptions, system: str | None, asking: Asking, console: C
     Raises:
         UserError: the model can't be loaded.
     """
-    speaker = _load(options, asking, console)
+    speaker = _load(find_speaker(options, asking.max_new_tokens), console)
     if sys.stdin.isatty():
         write(HELP + "\n")
     with closing(Conversation(speaker, asking, system)) as conversation:
@@ -94,6 +106,6 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _load(options: SpeakerOptions, asking: Asking, console: Console) -> Speaker:
+def _load(found: FoundSpeaker, console: Console) -> Speaker:
     with LayerProgress("loading the model", console) as progress:
-        return open_speaker(options, asking.max_new_tokens, progress)
+        return found.load(progress)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from aria_finetune.conversion.derived import derived_set
+from aria_finetune.conversion.engine import problems_told
 from aria_finetune.data.rows import plan_row
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.record import PartType
@@ -122,7 +123,7 @@ class Conversation:
         """Write what was said as a data set of one row, its media copied beside it, for `train` to read.
 
         Raises:
-            UserError: nothing was said, a medium is gone, or something is at the folder already.
+            UserError: nothing was said, a medium is gone, something is at the folder already, or it can't be written.
         """
         if not self._turns:
             raise UserError("nothing was said yet", fix="ask something first")
@@ -130,7 +131,7 @@ class Conversation:
             record = record_of(f"{FORM}:0", self._with_system(self._turns), self._attacher)
         except (MediaError, RecordError) as error:
             raise UserError(f"{error.reason}: {error.detail}", where=str(folder)) from error
-        with derived_set(folder, FORM, {}) as made:
+        with problems_told(folder), derived_set(folder, FORM, {}) as made:
             made.report = {"source_records": 1, "read": 1, "written": 1, "rejected": 0}
             made.add(record)
 

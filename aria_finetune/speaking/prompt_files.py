@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from aria_finetune.conversion import ConversionOptions, Reject, is_dataset, read_dataset, read_records
 from aria_finetune.conversion.engine import problems_told
+from aria_finetune.conversion.options import Verification
 from aria_finetune.data_formats.errors import RecordError
 from aria_finetune.data_formats.reading import sources
 from aria_finetune.data_formats.reading.extents import WHOLE, Tally
@@ -25,13 +27,16 @@ from aria_finetune.speaking.attaching import FORMAT, Attacher, Said, message, re
 Entry = Record | Reject
 MEDIA_KEYS = ("images", "videos", "documents")
 KEYS = frozenset({"id", "prompt", "system", *MEDIA_KEYS})
+HEAD = 16
+"""Rows that say what a file holds."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """How a file of prompts is read: its format and where its media are, as `convert` takes them.
 
-    `system` is said before prompts that have no system turn; `store` is a folder for media that a source holds itself.
+    `system` is said before prompts that have no system turn; `store` is a folder for media that a source holds itself;
+    `verify` is how far media are looked into, `stat` where nobody will be shown them.
     """
 
     inspector: Inspector
@@ -40,6 +45,7 @@ class Reading:
     media_roots: tuple[Path, ...] = ()
     system: str | None = None
     max_pixels: int = 64_000_000
+    verify: Verification = "header"
 
 
 def read_prompts(source: Path, reading: Reading) -> Iterator[Entry]:
@@ -52,10 +58,9 @@ def read_prompts(source: Path, reading: Reading) -> Iterator[Entry]:
         raise UserError("there is no such file or folder", where=str(source), fix="name a file of prompts with --from")
     if source.suffix == ".txt" and reading.format in ("auto", FORMAT):
         return _plain(source, _lines(source), reading)
-    if reading.format in ("auto", FORMAT) and source.is_file() and not is_dataset(source):
-        first = next(_values(source), None)
-        if reading.format == FORMAT or is_prompt(first):
-            return _plain(source, _values(source), reading)
+    plain = reading.format in ("auto", FORMAT) and source.is_file() and not is_dataset(source)
+    if plain and (reading.format == FORMAT or _holds_prompts(source)):
+        return _plain(source, _values(source), reading)
     return (_with_system(entry, reading.system) for entry in _converted(source, reading))
 
 
@@ -64,12 +69,19 @@ def is_prompt(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, dict) and "prompt" in value and value.keys() <= KEYS)
 
 
+def _holds_prompts(source: Path) -> bool:
+    """Whether the first rows are prompts, most of those that can be read: a bad one says nothing of the others."""
+    head = [value for value in islice(_values(source), HEAD) if not isinstance(value, RecordError)]
+    return bool(head) and 2 * sum(map(is_prompt, head)) >= len(head)
+
+
 def _lines(source: Path) -> Iterator[object]:
+    """The lines of a text. They end at line feeds alone: other characters that Python ends lines at may be of a prompt."""
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        text = source.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"it can't be read ({error})", where=str(source), fix="save it as UTF-8 text") from error
-    yield from (line for line in text.splitlines() if line.strip())
+    yield from (line.removesuffix("\r") for line in text.split("\n") if line.strip())
 
 
 def _values(source: Path) -> Iterator[object]:
@@ -80,20 +92,24 @@ def _values(source: Path) -> Iterator[object]:
 
 def _plain(source: Path, values: Iterator[object], reading: Reading) -> Iterator[Entry]:
     roots = reading.media_roots or (source.parent,)
-    attacher = Attacher(reading.inspector, reading.max_pixels, [root.absolute() for root in roots])
+    attacher = Attacher(reading.inspector, reading.max_pixels, [root.absolute() for root in roots], reading.verify)
     for ordinal, value in enumerate(values):
-        name = f"{FORMAT}:{source.name}:{ordinal}"
+        name = _id(value) or f"{FORMAT}:{source.name}:{ordinal}"
         try:
             if isinstance(value, RecordError):
                 raise value
-            named, turns = _turns(value, reading.system)
-            yield record_of(named or name, turns, attacher, file=source.name, ordinal=ordinal)
+            yield record_of(name, _turns(value, reading.system), attacher, file=source.name, ordinal=ordinal)
         except (RecordError, MediaError) as error:
             yield Reject(source.name, ordinal, None, name, error.reason, error.detail)
 
 
-def _turns(value: object, system: str | None) -> tuple[str, list[tuple[str, list[Said]]]]:
-    """The id that a prompt has, if it has one, and its turns."""
+def _id(value: object) -> str | None:
+    """The id that its author gave a prompt, also one that can't be used."""
+    name = value.get("id") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _turns(value: object, system: str | None) -> list[tuple[str, list[Said]]]:
     written: dict[Any, Any] = {"prompt": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
     if not is_prompt(written):
         unknown = ", ".join(sorted(map(str, written.keys() - KEYS)))
@@ -106,7 +122,7 @@ def _turns(value: object, system: str | None) -> tuple[str, list[tuple[str, list
     media = {key: _names(written.get(key), key) for key in MEDIA_KEYS}
     said = message(written["prompt"] or "", **media)
     before = written.get("system") or system
-    return written.get("id") or "", [*([("system", [before])] if before else []), ("user", said)]
+    return [*([("system", [before])] if before else []), ("user", said)]
 
 
 def _names(value: object, key: str) -> list[str]:
@@ -121,7 +137,11 @@ def _converted(source: Path, reading: Reading) -> Iterator[Entry]:
         if is_dataset(source):
             return read_dataset(source, inspector=reading.inspector, media_store=reading.store, on_reject=on_reject)
         options = ConversionOptions(
-            format=reading.format, media_roots=reading.media_roots, max_pixels=reading.max_pixels, evaluation=True
+            format=reading.format,
+            media_roots=reading.media_roots,
+            verify=reading.verify,
+            max_pixels=reading.max_pixels,
+            evaluation=True,
         )
         return read_records(source, options, on_reject=on_reject, media_store=reading.store)
 

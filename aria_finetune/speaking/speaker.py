@@ -183,8 +183,54 @@ def open_speaker(options: SpeakerOptions, max_new_tokens: int, watch: LayerWatch
     """Load a model and its adapter.
 
     Raises:
-        UserError: model or adapter can't be loaded, they don't fit each other, or an answer of so many tokens leaves no room
-            for a prompt.
+        UserError: as `find_speaker`, or they don't fit each other.
+    """
+    return find_speaker(options, max_new_tokens).load(watch)
+
+
+@dataclass(frozen=True)
+class FoundSpeaker:
+    """What is known of a speaker before it is loaded; make one with `find_speaker`. `identity` is that of the speaker."""
+
+    options: SpeakerOptions
+    device: str
+    checkpoint: HubCheckpoint
+    chat: ChatTokenizer
+    adapter: Path | None
+    rope: Rope
+    data: DataSection
+    viewing: Viewing
+    identity: Mapping[str, Any]
+
+    def load(self, watch: LayerWatch | None = None) -> Speaker:
+        """The speaker, with its weights.
+
+        Raises:
+            UserError: model or adapter can't be loaded, or they don't fit each other.
+        """
+        options, data = self.options, self.data
+        base = load_model(
+            options.model,
+            revision=options.revision,
+            rope=self.rope,
+            experts=options.experts,
+            dtype=torch.float32 if options.experts == "fp32" else torch.bfloat16,
+            device=self.device,
+            implementation="lean" if self.device == "cpu" else "grouped",
+            holding=Holding(experts=options.experts_on) if options.experts_on == "host" else None,
+            watch=watch,
+        ).model.eval()
+        model = base if self.adapter is None else load_adapter(base, str(self.adapter)).eval()
+        showing = Showing(data.split_images, ImageLimits(max_pixels=data.max_pixels))
+        pad = pad_id(self.checkpoint)
+        return Speaker(model, base, self.chat, self.viewing, showing, pad, data.media_timeout, self.identity)
+
+
+def find_speaker(options: SpeakerOptions, max_new_tokens: int) -> FoundSpeaker:
+    """Find a model and its adapter; no weight is loaded.
+
+    Raises:
+        UserError: one of them is not there or not as it should be, or an answer of so many tokens leaves no room for a prompt.
     """
     device = device_named(options.device)
     checkpoint = open_checkpoint(options.model, options.revision)
@@ -203,21 +249,8 @@ def open_speaker(options: SpeakerOptions, max_new_tokens: int, watch: LayerWatch
         timestamps=data.timestamps,
         vision_tokens=vision_tokens(checkpoint),
     )
-    base = load_model(
-        options.model,
-        revision=options.revision,
-        rope=rope,
-        experts=options.experts,
-        dtype=torch.float32 if options.experts == "fp32" else torch.bfloat16,
-        device=device,
-        implementation="lean" if device == "cpu" else "grouped",
-        holding=Holding(experts=options.experts_on) if options.experts_on == "host" else None,
-        watch=watch,
-    ).model.eval()
-    model = base if adapter is None else load_adapter(base, str(adapter)).eval()
-    showing = Showing(data.split_images, ImageLimits(max_pixels=data.max_pixels))
     identity = _identity(options, checkpoint, adapter, data)
-    return Speaker(model, base, chat, viewing, showing, pad_id(checkpoint), data.media_timeout, identity)
+    return FoundSpeaker(options, device, checkpoint, chat, adapter, rope, data, viewing, identity)
 
 
 def shown_by(adapter: Path | None, **wanted: Any) -> DataSection:

@@ -77,11 +77,26 @@ def talk(conversation: Conversation, lines: Iterable[str], write: Callable[[str]
                 if line is None or line.strip() == "/quit":
                     return
                 if line.strip():
-                    _obey(line, conversation, stopper, write)
+                    _try(line, conversation, stopper, write)
             except KeyboardInterrupt:
                 write("\n(/quit ends the chat)\n")
-            except UserError as error:
-                write(f"error: {error}\n")
+
+
+def _try(line: str, conversation: Conversation, stopper: Stopper, write: Callable[[str], None]) -> None:
+    """Do what a line asks for, and tell what can't be done. What can't be read or shown is not told here: it ends the chat."""
+    try:
+        _obey(line, conversation, stopper, write)
+    except UserError as error:
+        write(f"error: {error}\n")
+    except OSError as error:
+        write(f"error: {error}\n  fix: check the file, permissions and free space on the disk\n")
+
+
+def _folder(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(str(error), where=name, fix="write the path in full") from error
 
 
 def _next(typed: Iterator[str]) -> str | None:
@@ -108,7 +123,7 @@ def _obey(line: str, conversation: Conversation, stopper: Stopper, write: Callab
     elif word == "/save":
         if not rest:
             raise UserError("/save needs a folder to make", fix="/save FOLDER")
-        conversation.save(Path(rest).expanduser())
+        conversation.save(_folder(rest))
         write(f"(the conversation is in {rest}/; name it in data.train)\n")
     elif word == "/help":
         write(HELP + "\n")

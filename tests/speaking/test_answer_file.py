@@ -53,6 +53,17 @@ def test_wherever_it_is_cut_the_torn_line_is_taken_back(tmp_path: Path) -> None:
         assert path.read_bytes() == whole
 
 
+def test_an_id_that_looks_like_a_secret_is_known_again(tmp_path: Path) -> None:
+    path, token = tmp_path / "answers.jsonl", "hf_" + "a1B2" * 8
+    with open_answers(path, SETTINGS, resume=False) as answers:
+        answers.add([{"row": 0, "id": f"of {token}"}])
+        assert answers.is_of(0, f"of {token}")
+    assert token not in path.read_text()
+    with open_answers(path, SETTINGS, resume=True) as answers:
+        assert answers.is_of(0, f"of {token}")
+        assert not answers.is_of(0, f"of another {token}")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -15,7 +15,15 @@ from rich.console import Console
 from aria_finetune.errors import TooManyRejects, UserError
 from aria_finetune.generation.sampling import Sampling
 from aria_finetune.speaking import answering
-from aria_finetune.speaking.answering import Asking, FileJob, answer_file, answer_one, check_job
+from aria_finetune.speaking.answering import (
+    Asking,
+    FileJob,
+    answer_file,
+    answer_one,
+    check_job,
+    nothing_left,
+    settings_of,
+)
 from aria_finetune.speaking.attaching import message
 from aria_finetune.speaking.speaker import Speaker
 
@@ -168,3 +176,36 @@ def test_what_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text("mine\n")
     with pytest.raises(UserError, match="something at the output"):
         check_job(FileJob(tmp_path / "prompts.txt", tmp_path / "mine.jsonl"))
+    for folder, said in ((tmp_path / "nowhere", "no such folder"), (Path("/proc"), "no file can be made")):
+        with pytest.raises(UserError, match=said):
+            check_job(FileJob(tmp_path / "prompts.txt", folder / "out.jsonl"))
+
+
+def test_what_is_known_of_a_file_of_answers_before_a_model_is_loaded(speaker: Speaker, tmp_path: Path) -> None:
+    """That every row has its line, or that it was made otherwise: with other media, or with others of the same name."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        shutil.copy2(DATA / "photos" / "cat.jpg", tmp_path / name / "a.jpg")
+    source, asking = tmp_path / "prompts.jsonl", Asking(4)
+    source.write_text('"Hi."\n{"prompt": "What is this?", "images": "a.jpg"}\n')
+    job = FileJob(source, tmp_path / "out.jsonl", resume=True, media_roots=(tmp_path / "here",))
+
+    def left(job: FileJob, console: Console) -> bool:
+        return not nothing_left(settings_of(speaker.identity, job, asking), job, asking, console)
+
+    assert left(job, quiet())
+    answer_file(speaker, job, asking, quiet())
+    whole, console = job.output.read_bytes(), quiet()
+    assert not left(job, console)
+    assert "every row has its line already" in console.file.getvalue()  # type: ignore[attr-defined]
+    job.output.write_bytes(whole[:-5])
+    assert left(job, quiet())
+    job.output.write_bytes(whole)
+    with pytest.raises(UserError, match="media_roots was"):
+        left(replace(job, media_roots=(tmp_path / "there",)), quiet())
+    shutil.copy2(DATA / "photos" / "coffee.jpg", tmp_path / "here" / "a.jpg")
+    with pytest.raises(UserError, match="media was"):
+        left(job, quiet())
+    with pytest.raises(UserError, match="media was"):
+        answer_file(speaker, job, asking, quiet())
+    assert job.output.read_bytes() == whole

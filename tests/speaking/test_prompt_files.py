@@ -42,6 +42,38 @@ def test_a_text_file_has_a_prompt_a_line(read: Callable[..., list[Entry]], tmp_p
         read(file)
 
 
+def test_lines_of_a_text_end_at_line_feeds_alone(read: Callable[..., list[Entry]], tmp_path: Path) -> None:
+    prompts = ["one\u2028line", "and\x85so is\x0cthis", "\x1cor\rthis"]
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\r\n".join(prompts).encode() + b"\n")
+    assert [said(entry) for entry in read(file)] == [[("user", prompt)] for prompt in prompts]
+
+
+@pytest.mark.parametrize("first", ["not json", '{"prompt": "a", "colour": "red"}', "[]", "3"])
+def test_a_bad_first_row_is_refused_alone(read: Callable[..., list[Entry]], tmp_path: Path, first: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(first + '\n{"prompt": "a"}\n')
+    bad, good = read(file)
+    assert isinstance(bad, Reject)
+    assert bad.describe().startswith("prompts.jsonl:0: bad_")
+    assert said(good) == [("user", "a")]
+
+
+def test_a_refused_prompt_keeps_its_id(read: Callable[..., list[Entry]], tmp_path: Path) -> None:
+    rows = [
+        {"id": "fine", "prompt": "a"},
+        {"id": "gone", "prompt": "a", "images": ["nowhere.png"]},
+        {"id": "odd", "prompt": "a", "colour": "red"},
+        {"id": "empty", "prompt": ""},
+        {"id": 3, "prompt": "a"},
+        {"prompt": 3},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    unnamed = ["prompts:prompts.jsonl:4", "prompts:prompts.jsonl:5"]
+    assert [entry.id for entry in read(file)] == ["fine", "gone", "odd", "empty", *unnamed]
+
+
 def test_what_is_wrong_stands_in_its_place(
     read: Callable[..., list[Entry]], make_image: Callable[..., object], tmp_path: Path
 ) -> None:

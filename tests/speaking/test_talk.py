@@ -91,6 +91,41 @@ def test_errors_don_t_end_it(hold: Callable[..., str], tmp_path: Path) -> None:
     assert "/save FOLDER" in hold("/help")
 
 
+def test_paths_that_lead_nowhere_don_t_end_it(speaker: Speaker, tmp_path: Path) -> None:
+    """Neither a user that does not exist, nor folders in which nobody can make one; the conversation is still there to save."""
+    shown: list[str] = []
+    typed = [
+        "What is a ring?",
+        "/image ~no-such-user/x.png",
+        "/save ~no-such-user/y",
+        "/save /dev/null/x",
+        "/save /proc/x",
+        f"/save {'long' * 100}",
+        f"/save {tmp_path}/kept",
+    ]
+    with closing(Conversation(speaker, Asking(12))) as conversation:
+        talk(conversation, typed, shown.append)
+        assert len(conversation) == 1
+    said = "".join(shown)
+    assert said.count("error: ") == 5
+    for words in ("media_unreadable", "~no-such-user/y", "Not a directory", "/proc/", "name too long"):
+        assert words in said
+    (record,) = read_dataset(tmp_path / "kept", verify=True)
+    assert [message.role for message in record.messages] == ["user", "assistant"]
+
+
+def test_what_can_t_be_shown_any_more_ends_it(speaker: Speaker) -> None:
+    """A pipe that nobody reads is no error of a line: telling it would fail again, for ever."""
+    pipe, end = os.pipe()
+    os.close(pipe)
+    with (
+        closing(Conversation(speaker, Asking(12))) as conversation,
+        pytest.raises(BrokenPipeError),
+        open(end, "wb", buffering=0) as nobody,  # noqa: PTH123 (a descriptor)
+    ):
+        talk(conversation, ["/help", "/help"], lambda text: nobody.write(text.encode()) and None)
+
+
 def test_a_file_that_is_gone_takes_the_question_with_it(speaker: Speaker, tmp_path: Path) -> None:
     file = tmp_path / "cat.jpg"
     file.write_bytes((DATA / "photos" / "cat.jpg").read_bytes())
