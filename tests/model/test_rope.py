@@ -11,8 +11,8 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AriaForConditionalGeneration, AriaProcessor
+from whole_models import measure_drift
 
-from aria_finetune.adapter.drift import measure_drift
 from aria_finetune.adapter.merge import merge
 from aria_finetune.adapter.saving import save_adapter
 from aria_finetune.errors import UserError
