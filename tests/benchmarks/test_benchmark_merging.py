@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-
-
-def run(*flags: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "merging.py"), *map(str, flags)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+import pytest
+from benchmark_runs import Load, result_of
 
 
 def test_the_last_line_is_the_result(tmp_path: Path) -> None:
-    done = run("--scale", "small", "--layers", "2", "--ways", "merge", "proof", "--folder", tmp_path, "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    small = ("--scale", "small", "--layers", "2")
+    found = result_of("merging.py", *small, "--ways", "merge", "proof", "--folder", tmp_path, "--json")
     # By hand: four linears, the router and two stacks in each layer.
     assert found["merge"]["tensors"] == 2 * (4 + 1 + 2)
     # Four squares of 256, a router of 64, and 64 experts with gate, up and down of 128, at rank 8.
@@ -37,5 +23,7 @@ def test_the_last_line_is_the_result(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "its files were left behind"
 
 
-def test_nonsense_is_refused() -> None:
-    assert "looks at what merge has made" in run("--ways", "proof").stderr
+def test_nonsense_is_refused(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        load("merging").parse(["--ways", "proof"])
+    assert "looks at what merge has made" in capsys.readouterr().err
