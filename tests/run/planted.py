@@ -135,7 +135,7 @@ class OpenWatch:
 
 
 def main() -> None:
-    """Take the steps of a plan: command lines to run, folders to bait, a run to reopen."""
+    """Take the steps of a plan: command lines to run, folders to bait or copy, a run to reopen."""
     from aria_finetune.cli import app  # noqa: PLC0415
 
     plan = json.loads(Path(sys.argv[1]).read_text())
@@ -146,6 +146,8 @@ def main() -> None:
                 bait(Path(folder), Path(plan["canaries"]), configs=configs)
             case {"reopen": run}:
                 reopen(Path(run))
+            case {"copy": folder, "to": other}:
+                shutil.copytree(folder, other)
             case {"run": arguments}:
                 try:
                     app(arguments, prog_name="aria-finetune", standalone_mode=False)

@@ -140,7 +140,8 @@ output: {{dir: {run}}}
 
 
 def plan(folder: Path, output: Path) -> dict[str, Any]:
-    run, adapter = output / "run", output / "run" / "adapter"
+    # An adapter from elsewhere: beside its run.json one that was changed is refused.
+    run, adapter = output / "run", output / "handed-on"
     elsewhere = f"output.dir={output}/failed"
     return {
         "canaries": str(folder / "canaries"),
@@ -151,6 +152,7 @@ def plan(folder: Path, output: Path) -> dict[str, Any]:
             {"bait": str(run / "checkpoint-1"), "configs": False},
             {"bait": str(run / "checkpoint-9"), "configs": True},
             {"run": ["train", "recipe.yaml", "--resume"]},
+            {"copy": str(run / "adapter"), "to": str(adapter)},
             {"bait": str(adapter), "configs": True},
             {"run": ["evaluate", "recipe.yaml", f"--adapter={adapter}", f"--output={output}/scores", *SHORT]},
             {"run": ["merge", str(adapter), f"{output}/merged", f"--base={base(folder)}"]},
