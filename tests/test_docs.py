@@ -109,11 +109,12 @@ def without_numbers(line: str) -> str:
 @needs_chromium
 def test_the_page_of_the_readme_s_evaluation_shows_its_pictures_in_a_browser(followed: Followed) -> None:
     page = followed.folder / "runs/first/evaluation/evaluation.html"
-    _, told = browse(page)
-    assert "CONSOLE" not in told
-    sizes = picture_sizes(page)
-    assert len(sizes) == 64
-    assert all(width > 0 and height > 0 for width, height in sizes)
+    with browse(page) as opened:
+        assert opened.said == opened.asked == []
+        pictures = opened.page.locator("img").all()
+        assert len(pictures) == 64
+        assert all(picture.is_visible() for picture in pictures)
+        assert all(width > 0 and height > 0 for width, height in picture_sizes(opened.page))
 
 
 def test_readme_blocks_run_in_an_empty_folder_and_the_model_learns_to_see(followed: Followed) -> None:

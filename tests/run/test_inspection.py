@@ -7,11 +7,11 @@ import io
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browsing import browse, needs_chromium, picture_sizes
+from browsing import Opened, browse, needs_chromium, picture_sizes
 from html_pages import Element, picture, read_page, row_text
 from PIL import Image
 from rich.console import Console
@@ -384,23 +384,24 @@ class TestInABrowser:
     """The page as Chromium takes it."""
 
     @pytest.fixture
-    def page(self, make_recipe: Callable[..., Recipe], tmp_path: Path) -> Path:
+    def opened(self, make_recipe: Callable[..., Recipe], tmp_path: Path) -> Iterator[Opened]:
         hostile = tmp_path / "hostile.jsonl"
         script = "<script>document.title = 'owned'</script><img src='https://example.org/x.png'>"
         hostile.write_text(json.dumps(question(script, script)) + "\n")
         sources = f"data.train=[{{path: {DATA}/photos.json}}, {{path: {DATA}/clip.jsonl}}, {{path: {hostile}}}]"
         page_of(make_recipe(sources), tmp_path / "page.html", rows=50)
-        return tmp_path / "page.html"
+        with browse(tmp_path / "page.html") as opened:
+            yield opened
 
-    def test_it_loads_without_a_complaint(self, page: Path) -> None:
-        document, told = browse(page)
-        assert "CONSOLE" not in told
-        assert "<title>recipe.yaml: what the model sees</title>" in document
-        assert document.count("<img ") == page.read_text(encoding="utf-8").count("<img ")
-        assert "<script" not in document
+    def test_it_loads_without_a_complaint(self, opened: Opened, tmp_path: Path) -> None:
+        assert opened.said == opened.asked == []
+        assert opened.page.title() == "recipe.yaml: what the model sees"
+        drawn = (tmp_path / "page.html").read_text(encoding="utf-8").count("<img ")
+        assert opened.page.locator("img").count() == drawn
+        assert opened.page.locator("script").count() == 0
 
-    def test_every_thumbnail_is_drawn(self, page: Path) -> None:
-        images = read_page(page.read_text(encoding="utf-8")).all("img")
+    def test_every_thumbnail_is_drawn(self, opened: Opened, tmp_path: Path) -> None:
+        images = read_page((tmp_path / "page.html").read_text(encoding="utf-8")).all("img")
         sizes = [(int(image.attributes["width"]), int(image.attributes["height"])) for image in images]
-        assert picture_sizes(page) == sizes
+        assert picture_sizes(opened.page) == sizes
         assert len(sizes) > 8
