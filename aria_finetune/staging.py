@@ -36,13 +36,28 @@ def lock_alone(file: IO[str], busy: UserError) -> bool:
     return True
 
 
+def check_named(output: Path) -> None:
+    """Refuse a place that nothing can be renamed to.
+
+    Raises:
+        UserError: it is the folder one is in, one above it, or the root.
+    """
+    if output.name in {"", ".."}:
+        raise UserError(
+            "the output needs a name of its own: it is made beside its place and renamed at the end",
+            where=str(output),
+            fix="name a new folder, such as ./results",
+        )
+
+
 @contextmanager
 def staged_folder(output: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `output` when the block ends well; else nothing of it is left.
 
     Raises:
-        UserError: something other than an empty folder is at `output` already.
+        UserError: something other than an empty folder is at `output` already, or it has no name.
     """
+    check_named(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(
             "there is something at the output already", where=str(output), fix="name a new folder, or remove it"

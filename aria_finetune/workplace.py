@@ -15,7 +15,7 @@ from typing import Any
 
 from aria_finetune.errors import UserError
 from aria_finetune.provenance import wrong_files
-from aria_finetune.staging import lock_alone, replace_text, sync, sync_tree
+from aria_finetune.staging import check_named, lock_alone, replace_text, sync, sync_tree
 
 BEGUN, LOCK = "begun.json", ".lock"
 
@@ -59,8 +59,9 @@ def refuse_occupied(output: Path) -> None:
     """Refuse an output where something is.
 
     Raises:
-        UserError: something other than an empty folder is there.
+        UserError: something other than an empty folder is there, or it has no name.
     """
+    check_named(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(
             "there is something at the output already", where=str(output), fix="name a new folder, or remove it"

@@ -19,7 +19,7 @@ from aria_finetune.conversion.dataset import is_over_limit
 from aria_finetune.conversion.media_store import INCOMING, MEDIA_FOLDER
 from aria_finetune.conversion.work import PARTS
 from aria_finetune.errors import UserError
-from aria_finetune.staging import REMOVED, finish_removals, lock_alone, remove_folder, replace_text
+from aria_finetune.staging import REMOVED, check_named, finish_removals, lock_alone, remove_folder, replace_text
 
 PLAN = "plan.json"
 LOCK = ".lock"
@@ -32,8 +32,9 @@ def check_output(output: Path) -> None:
     process was removing there goes now.
 
     Raises:
-        UserError: something else is there.
+        UserError: something else is there, or the output has no name.
     """
+    check_named(output)
     finish_removals(output.parent, output.name)
     replaceable = not output.exists() or is_over_limit(output) or (output.is_dir() and not any(output.iterdir()))
     if output.is_symlink() or not replaceable:

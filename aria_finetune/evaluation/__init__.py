@@ -24,6 +24,7 @@ from aria_finetune.material import prepare_prompts
 from aria_finetune.metrics import metric_named
 from aria_finetune.metrics.registry import AUTO
 from aria_finetune.recipe import Recipe
+from aria_finetune.staging import check_named
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
         said = answer_rows(recipe, material, options, journal, console)
         scored = score_answers(asked, said)
         drawn = draw_answers(recipe, material, asked, scored)
-        report = Report(recipe, material, asked, scored, options.adapter, options.merged, options.metric)
+        report = Report(
+            recipe, material, asked, scored, options.adapter, options.merged, options.metric, options.max_new_tokens
+        )
         result = write(output, report, drawn, seconds=round(time.monotonic() - began, 3))
         journal.remove()
     say(result, output, console)
@@ -74,6 +77,7 @@ def evaluate(recipe: Recipe, output: Path, options: EvaluationOptions, console: 
 
 def _check(output: Path, options: EvaluationOptions) -> None:
     """Refuse before the first answer what would fail after the last."""
+    check_named(output)
     if output.exists() and not output.is_dir():
         raise UserError("the output is a file", where=str(output), fix="choose another --output")
     if output.is_dir() and any(path.name not in WRITTEN for path in output.iterdir()):

@@ -17,7 +17,7 @@ from aria_finetune import __version__
 from aria_finetune.adapter.files import adapter_folder, open_adapter
 from aria_finetune.evaluation.journal import Journal, fingerprint
 from aria_finetune.evaluation.scoring import BASE
-from aria_finetune.generation import generate_answers
+from aria_finetune.generation import Reply, generate_answers
 from aria_finetune.material import Material, build_collator, load_base
 from aria_finetune.model.hub_layout import checkpoint_folder, open_checkpoint
 from aria_finetune.model.lora import load_adapter
@@ -76,7 +76,7 @@ def open_journal(recipe: Recipe, material: Material, wanted: Wanted, output: Pat
 
 def answer_rows(
     recipe: Recipe, material: Material, wanted: Wanted, journal: Journal, console: Console
-) -> dict[str, list[str]]:
+) -> dict[str, list[Reply]]:
     """What each says to every row, by who says it. One base is in memory at a time."""
     known = f", {journal.count:,} answers are known from before" if journal.count else ""
     console.print(f"answering {len(material.plans):,} rows{known}", highlight=False)
@@ -104,7 +104,7 @@ class Talk:
     journal: Journal
     console: Console
 
-    def said(self, whos: Sequence[str]) -> dict[str, list[str]]:
+    def said(self, whos: Sequence[str]) -> dict[str, list[Reply]]:
         """All answers in the order of the rows."""
         return {who: [self.journal.of(who)[row] for row in range(len(self.material.plans))] for who in whos}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aria_finetune.errors import UserError
+from aria_finetune.generation import Reply
 from aria_finetune.staging import lock_alone, sync
 
 
@@ -76,7 +77,7 @@ class Journal:
     def __init__(self, output: Path, mark: str) -> None:
         self.path = output.with_name(f".{output.name}.answers.jsonl")
         self.mark = mark
-        self.said: dict[str, dict[int, str]] = {}
+        self.said: dict[str, dict[int, Reply]] = {}
         if not self._read():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps({"fingerprint": mark}) + "\n", encoding="utf-8")
@@ -86,14 +87,17 @@ class Journal:
         """Answers that need not be given again."""
         return sum(map(len, self.said.values()))
 
-    def of(self, who: str) -> dict[int, str]:
+    def of(self, who: str) -> dict[int, Reply]:
         """The answers of one of them by row."""
         return self.said.setdefault(who, {})
 
-    def add(self, who: str, answers: Iterable[tuple[int, str]]) -> None:
+    def add(self, who: str, answers: Iterable[tuple[int, Reply]]) -> None:
         """Keep answers, on disk before anything else is asked."""
         given = dict(answers)
-        lines = (json.dumps({"who": who, "row": row, "answer": answer}) + "\n" for row, answer in given.items())
+        lines = (
+            json.dumps({"who": who, "row": row, "answer": one.text, "cut": one.cut}) + "\n"
+            for row, one in given.items()
+        )
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
         sync(self.path)
@@ -118,7 +122,7 @@ class Journal:
             try:
                 said = json.loads(line)
                 if number > 1:
-                    self.of(str(said["who"]))[int(said["row"])] = str(said["answer"])
+                    self.of(str(said["who"]))[int(said["row"])] = Reply(str(said["answer"]), cut=bool(said["cut"]))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     "the answers of an evaluation that was cut short are damaged",

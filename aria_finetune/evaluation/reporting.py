@@ -45,6 +45,7 @@ class Report:
     adapter: Path | None
     merged: Path | None
     metric: str
+    max_new_tokens: int
 
     @property
     def models(self) -> dict[str, str]:
@@ -59,6 +60,7 @@ class Report:
             "recipe": str(self.recipe.file),
             "models": self.models,
             "metric": self.metric,
+            "max_new_tokens": self.max_new_tokens,
             "metrics": {
                 metric.name: {"title": metric.title, "source": metric.source, "rows": len(self.asked.places(metric))}
                 for metric in self.asked.used
@@ -83,10 +85,11 @@ class Report:
                 "metric": metric.name if metric else None,
                 "question": row.question,
                 "expected": list(row.expected),
-                "answers": {who: given[place] for who, given in self.scored.said.items()},
+                "answers": {who: given[place].text for who, given in self.scored.said.items()},
                 "scores": {who: score and score.value for who, score in scores.items()},
                 "correct": {who: score is not None and is_right(score) for who, score in scores.items()},
                 "parsed": {who: score and score.parsed for who, score in scores.items()},
+                "cut": {who: given[place].cut for who, given in self.scored.said.items()},
                 "read": {who: score.read for who, score in scores.items() if score and score.read},
             }
 
@@ -135,10 +138,10 @@ def _judged(scored: Scored) -> list[str]:
 
 
 def _given(scored: Scored, who: str, place: int) -> Given:
-    score = scored.scores[who][place]
+    reply, score = scored.said[who][place], scored.scores[who][place]
     if score is None:
-        return Given(who, scored.said[who][place], None, right=False, parsed=True)
-    return Given(who, scored.said[who][place], score.value, is_right(score), score.parsed, score.read)
+        return Given(who, reply.text, None, right=False, parsed=True, cut=reply.cut)
+    return Given(who, reply.text, score.value, is_right(score), score.parsed, score.read, reply.cut)
 
 
 def write(output: Path, report: Report, drawn: Sequence[DrawnRow], *, seconds: float) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def write(output: Path, report: Report, drawn: Sequence[DrawnRow], *, seconds: f
         (folder / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (folder / PAGE_FILE).write_text(compose(_comparison(report, result, len(drawn)), drawn), encoding="utf-8")
         if any(needles):
-            write_grid(folder, grid_of(needles, report.scored.said))
+            write_grid(folder, grid_of(needles, report.scored.texts))
     return result
 
 
@@ -169,12 +172,16 @@ def _comparison(report: Report, result: dict[str, Any], shown: int) -> Compariso
     return Comparison(report.recipe.file.name, facts, table(result), shown, result["rows"])
 
 
+def answered(result: dict[str, Any]) -> list[str]:
+    """Who gave the answers that `evaluation.json` is of."""
+    return [who for who in (BASE, "adapter", "adapter_blank", "merged") if who in result]
+
+
 def table(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """A line for each metric and each who answered: metric, who, mean, interval, unparsed, difference, its interval, p."""
     lines: list[tuple[str, ...]] = []
-    names = [who for who in (BASE, "adapter", "adapter_blank", "merged") if who in result]
     for metric in result["metrics"]:
-        for who in names:
+        for who in answered(result):
             said, change = result[who]["metrics"][metric], result["differences"].get(who, {}).get(metric)
             difference = (
                 (f"{change['difference']:+.3f}", _interval(change, "+.3f"), _p(change["p_value"])) if change else ()
@@ -201,6 +208,10 @@ def say(result: dict[str, Any], output: Path, console: Console) -> None:
         lost = f"; {unparsed} unparsed" if unparsed != "0" else ""
         score = f"{who:14} {metric} {mean}, 95 % {interval} ({of['correct']} of {of['n']} right{lost}{change})"
         console.print(score, highlight=False)
+    for who in answered(result):
+        if cut := result[who]["cut"]:
+            said = f"{cut:,} of {result['rows']:,} answers of {who} were cut at {result['max_new_tokens']} tokens"
+            console.print(f"{said}; --max-new-tokens gives them more", highlight=False)
     for reason, count in result["unscored"].items():
         console.print(f"{count:,} rows not scored: {reason}", highlight=False)
     console.print(f"answers, scores and {PAGE_FILE} are in {output}/", highlight=False)

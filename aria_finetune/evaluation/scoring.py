@@ -9,6 +9,7 @@ from typing import Any
 
 from aria_finetune.data.rows import RowPlan
 from aria_finetune.errors import UserError
+from aria_finetune.generation import Reply
 from aria_finetune.material import Material
 from aria_finetune.metrics import METRICS, Metric, Row, Score, metric_named, row_of
 from aria_finetune.metrics.captions import CAPTIONS
@@ -113,17 +114,24 @@ def _prompt(plan: RowPlan) -> object:
 class Scored:
     """Answers and what they are worth, by who gave them; a score is None where the row has no metric."""
 
-    said: Mapping[str, list[str]]
+    said: Mapping[str, list[Reply]]
     scores: Mapping[str, list[Score | None]]
     figures: dict[str, dict[str, Any]]
     differences: dict[str, dict[str, Any]]
 
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """The answers alone."""
+        return {who: [reply.text for reply in given] for who, given in self.said.items()}
 
-def score_answers(asked: Asked, said: Mapping[str, list[str]]) -> Scored:
+
+def score_answers(asked: Asked, said: Mapping[str, list[Reply]]) -> Scored:
     """Score every answer, by who gave it, and compare each with the base."""
     pairs = list(zip(asked.rows, asked.metrics, strict=True))
     scores = {
-        who: [metric.score(row, answer) if metric else None for (row, metric), answer in zip(pairs, given, strict=True)]
+        who: [
+            metric.score(row, reply.text) if metric else None for (row, metric), reply in zip(pairs, given, strict=True)
+        ]
         for who, given in said.items()
     }
     figures = {who: _figures(asked, given, scores[who]) for who, given in said.items()}
@@ -135,18 +143,19 @@ def score_answers(asked: Asked, said: Mapping[str, list[str]]) -> Scored:
     return Scored(said, scores, figures, differences)
 
 
-def _figures(asked: Asked, given: Sequence[str], scores: Sequence[Score | None]) -> dict[str, Any]:
-    """The mean of all scores, as `accuracy`, how many are wholly right or not parsed, and what each metric says."""
+def _figures(asked: Asked, given: Sequence[Reply], scores: Sequence[Score | None]) -> dict[str, Any]:
+    """The mean of all scores, as `accuracy`, how many are wholly right, not parsed or cut, and what each metric says."""
     known = [score for score in scores if score is not None]
     by_metric = {}
     for metric in asked.used:
         places = asked.places(metric)
-        rows, answers = [asked.rows[place] for place in places], [given[place] for place in places]
+        rows, answers = [asked.rows[place] for place in places], [given[place].text for place in places]
         by_metric[metric.name] = summarise(metric, rows, answers, _at(scores, places))
     return {
         "accuracy": sum(score.value for score in known) / len(known),
         "correct": sum(map(is_right, known)),
         "unparsed": sum(not score.parsed for score in known),
+        "cut": sum(reply.cut for reply in given),
         "metrics": by_metric,
     }
 

@@ -6,6 +6,7 @@ Knows the model and the collator; knows nothing of what the answers are for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ LONG = 8192
 """Tokens of a prompt from which on it stands alone: padding before a prompt takes a mask of tokens by tokens, 4 GiB at 65,536."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as a person reads it, and whether it was cut: as long as it might be, and not at its end."""
+
+    text: str
+    cut: bool = False
+
+
 def generate_answers(
     model: Any,
     collator: Collator,
@@ -31,7 +40,7 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int,
     sampling: Sampling = GREEDY,
-) -> list[str]:
+) -> list[Reply]:
     """Answer every prompt of `collator`, in its order.
 
     Args:
@@ -44,10 +53,10 @@ def generate_answers(
         sampling: how tokens are chosen; draws go by the places of rows in the collator.
     """
     wish = Wish(stop_ids(base, chat), max_new_tokens, sampling)
-    answers = [""] * len(collator.plans)
+    answers = [Reply("")] * len(collator.plans)
     for rows, batch in collated(collator, batch_size):
         for row, answer in zip(rows, answer_batch(model, base, batch, wish, rows=rows), strict=True):
-            answers[row] = text_of(answer, chat)
+            answers[row] = Reply(text_of(answer, chat), cut=answer.stop == "length")
     return answers
 
 

@@ -26,7 +26,7 @@ _COLUMNS = ("metric", "who", "score", "95 %", "unparsed", "on base", "95 %", "p"
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An answer: who gave it, what it is worth from 0 to 1, None if it was not scored, and what it was read as."""
+    """An answer: who gave it, what it is worth from 0 to 1, None if it was not scored, what it was read as, if it was cut."""
 
     who: str
     answer: str
@@ -34,6 +34,7 @@ class Given:
     right: bool
     parsed: bool
     read: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _answer(given: Given) -> Html:
         )
         mark, kind = f"{words}, {given.value:.3g}", "good" if given.right else "poor"
     read = element("small", f"read as {given.read}") if given.read else None
-    name = element("h4", given.who, element("small", mark, class_=kind))
+    name = element("h4", given.who, element("small", f"{mark}, cut short" if given.cut else mark, class_=kind))
     return element("div", name, element("div", _cut(given.answer), read, class_="said"), class_="turn")
 
 

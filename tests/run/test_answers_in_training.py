@@ -117,7 +117,7 @@ def test_the_same_rows_are_answered_by_the_model_as_it_is(
         collator = build_collator(recipe, prompts, generation=True)
         due = generate_answers(model, collator, base=base, chat=material.chat, max_new_tokens=12, batch_size=2)
         lines = [line for line in found if line["step"] == step]
-        assert [line["answer"] for line in lines] == due
+        assert [(line["answer"], line["stop"] == "length") for line in lines] == [(one.text, one.cut) for one in due]
         logged = next(line for line in metrics(whole) if line["step"] == step and "eval_loss" in line)
         for name in {line["metric"] for line in lines}:
             scores = [line["score"] for line in lines if line["metric"] == name]

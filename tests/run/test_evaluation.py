@@ -121,6 +121,9 @@ def test_held_out_rows_are_those_that_training_held_out(make_recipe: Callable[..
 
 def test_what_evaluation_refuses(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
+    for nameless in (".", "..", "/"):
+        with pytest.raises(UserError, match="needs a name"):
+            evaluate(make_recipe(), Path(nameless), EvaluationOptions(), console)
     with pytest.raises(UserError, match="no evaluation data"):
         evaluate(make_recipe(), tmp_path / "out", EvaluationOptions(), console)
     recipe = make_recipe(f"data.eval={DATA}/chat.jsonl")

@@ -16,6 +16,7 @@ from aria_finetune.errors import UserError
 from aria_finetune.evaluation import EvaluationOptions, answering, evaluate
 from aria_finetune.evaluation.answering import open_journal
 from aria_finetune.evaluation.journal import Journal, fingerprint, kept_alone
+from aria_finetune.generation import Reply
 from aria_finetune.material import prepare_prompts
 from aria_finetune.recipe import Recipe
 
@@ -24,10 +25,10 @@ DATA = Path(__file__).parents[2] / "recipes" / "data" / "tiny"
 
 def test_answers_are_there_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "out", "a")
-    journal.add("base", [(3, "x\n\u2028y"), (0, "")])
-    journal.add("adapter", [(3, "z")])
+    journal.add("base", [(3, Reply("x\n\u2028y")), (0, Reply(""))])
+    journal.add("adapter", [(3, Reply("z", cut=True))])
     again = Journal(tmp_path / "out", "a")
-    assert again.said == {"base": {3: "x\n\u2028y", 0: ""}, "adapter": {3: "z"}}
+    assert again.said == {"base": {3: Reply("x\n\u2028y"), 0: Reply("")}, "adapter": {3: Reply("z", cut=True)}}
     assert again.count == 3
     again.remove()
     assert list(tmp_path.iterdir()) == []
@@ -37,12 +38,12 @@ def test_answers_are_there_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 5, 20])
 def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path, cut: int) -> None:
     journal = Journal(tmp_path / "out", "a")
-    journal.add("base", [(0, "first"), (1, "second")])
+    journal.add("base", [(0, Reply("first")), (1, Reply("second"))])
     journal.path.write_bytes(journal.path.read_bytes()[:-cut])
     again = Journal(tmp_path / "out", "a")
-    assert again.said == {"base": {0: "first"}}
-    again.add("base", [(1, "second")])
-    assert Journal(tmp_path / "out", "a").said == {"base": {0: "first", 1: "second"}}
+    assert again.said == {"base": {0: Reply("first")}}
+    again.add("base", [(1, Reply("second"))])
+    assert Journal(tmp_path / "out", "a").said == {"base": {0: Reply("first"), 1: Reply("second")}}
 
 
 @pytest.mark.parametrize("left", ["", '{"fingerprint": "b"}\n{"who": "base", "row": 0, "answer": "x"}\n', '{"finger'])
@@ -50,8 +51,8 @@ def test_answers_to_something_else_are_not_taken(tmp_path: Path, left: str) -> N
     (tmp_path / ".out.answers.jsonl").write_text(left)
     journal = Journal(tmp_path / "out", "a")
     assert journal.count == 0
-    journal.add("base", [(0, "y")])
-    assert Journal(tmp_path / "out", "a").said == {"base": {0: "y"}}
+    journal.add("base", [(0, Reply("y"))])
+    assert Journal(tmp_path / "out", "a").said == {"base": {0: Reply("y")}}
 
 
 def test_a_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
@@ -68,11 +69,18 @@ def test_a_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ['{"who": "base", "row": 0, "ans', "null", '{"who": "base"}', '{"who": "base", "row": "x", "answer": ""}', "\xff"],
+    [
+        '{"who": "base", "row": 0, "ans',
+        "null",
+        '{"who": "base"}',
+        '{"who": "base", "row": 0, "answer": ""}',
+        '{"who": "base", "row": "x", "answer": "", "cut": false}',
+        "\xff",
+    ],
 )
 def test_a_line_that_is_damaged_is_named(tmp_path: Path, damage: str) -> None:
     journal = Journal(tmp_path / "out", "a")
-    journal.add("base", [(0, "first"), (1, "second")])
+    journal.add("base", [(0, Reply("first")), (1, Reply("second"))])
     lines = journal.path.read_bytes().split(b"\n")
     lines[1] = damage.encode("latin-1")
     journal.path.write_bytes(b"\n".join(lines))
@@ -127,7 +135,7 @@ def test_an_output_is_evaluated_to_by_one_at_a_time(make_recipe: Callable[..., R
         other.communicate(b"")
     with kept_alone(tmp_path / "out"):
         journal = Journal(tmp_path / "out", "a")
-        journal.add("base", [(0, "x")])
+        journal.add("base", [(0, Reply("x"))])
         Journal(tmp_path / "out", "a").remove()
         assert not _other_may_lock(lock)
     assert not lock.exists()
@@ -144,7 +152,7 @@ def test_an_evaluation_that_was_cut_short_goes_on(
     asked: list[int] = []
     real = answering.generate_answers
 
-    def counted(model: object, collator: answering.Any, **settings: object) -> list[str]:
+    def counted(model: object, collator: answering.Any, **settings: object) -> list[Reply]:
         if asked == [4]:
             raise KeyboardInterrupt
         asked.append(len(collator.plans))
@@ -160,6 +168,9 @@ def test_an_evaluation_that_was_cut_short_goes_on(
     assert "4 answers are known from before" in console.file.getvalue()
     whole, cut = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("whole", "cut"))
     assert whole == cut
-    assert json.loads(whole.splitlines()[0])["answers"]["base"]
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert lines[0]["answers"]["base"]
+    figures = json.loads((tmp_path / "cut" / "evaluation.json").read_text())
+    assert figures["base"]["cut"] == sum(line["cut"]["base"] for line in lines) > 0
     assert not list(tmp_path.glob(".*.jsonl"))
     assert not list(tmp_path.glob(".*.lock"))

@@ -17,6 +17,7 @@ from aria_finetune.data_formats.record import Media, Message, Part, Record, Sour
 from aria_finetune.errors import UserError
 from aria_finetune.evaluation.reporting import PAGE_ROWS, Report, chosen_rows, say, table, write
 from aria_finetune.evaluation.scoring import NEEDS_CODE, NO_ANSWER, Asked, choose_rows, score_answers
+from aria_finetune.generation import Reply
 from aria_finetune.material import prepare_prompts
 from aria_finetune.metrics import METRICS
 from aria_finetune.recipe import Recipe
@@ -103,11 +104,15 @@ def test_captions_of_one_picture_are_one_question() -> None:
     assert len(asked.plans) == 4
 
 
-def scored_rows() -> tuple[Asked, dict[str, list[str]]]:
+def replies(*texts: str) -> list[Reply]:
+    return [Reply(text) for text in texts]
+
+
+def scored_rows() -> tuple[Asked, dict[str, list[Reply]]]:
     asked = choose_rows(PLANS, "auto", run_code=True)
     said = {
-        "base": ["blue", "$1,000", "maybe", "x", "def add(a, b): return a - b"],
-        "adapter": ["Red.", "1000", "Yes", "y", "```python\ndef add(a, b):\n    return a + b\n```"],
+        "base": replies("blue", "$1,000", "maybe", "x", "def add(a, b): return a - b"),
+        "adapter": replies("Red.", "1000", "Yes", "y", "```python\ndef add(a, b):\n    return a + b\n```"),
     }
     return asked, said
 
@@ -131,10 +136,8 @@ def test_the_rows_of_a_page_that_is_full() -> None:
     """Changed ones first, then wrong ones, then the first of the rest; on the page in their order."""
     count = PAGE_ROWS + 100
     asked = choose_rows([plan("?", ["x"])] * count, "auto", run_code=False)
-    base = ["x"] * count
-    base[-1] = base[-2] = "no"
-    adapter = ["x"] * count
-    adapter[-1] = "no"
+    base, adapter = replies(*["x"] * count), replies(*["x"] * count)
+    base[-1] = base[-2] = adapter[-1] = Reply("no")
     chosen = chosen_rows(score_answers(asked, {"base": base, "adapter": adapter}))
     assert chosen == [*range(PAGE_ROWS - 2), count - 2, count - 1]
 
@@ -143,7 +146,8 @@ def test_what_is_written_and_said(make_recipe: Callable[..., Recipe], tmp_path: 
     recipe = make_recipe(f"data.eval={DATA}/chat.jsonl")
     material = prepare_prompts(recipe, tmp_path / "store")
     asked, said = scored_rows()
-    report = Report(recipe, material, asked, score_answers(asked, said), Path("runs/x/adapter"), None, "auto")
+    said["base"][2] = Reply("maybe", cut=True)
+    report = Report(recipe, material, asked, score_answers(asked, said), Path("runs/x/adapter"), None, "auto", 1024)
     result = write(tmp_path / "out", report, [], seconds=1.5)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "evaluation.html", "evaluation.json", "predictions.jsonl"
@@ -163,6 +167,7 @@ def test_what_is_written_and_said(make_recipe: Callable[..., Recipe], tmp_path: 
         "scores": {"base": 0.0, "adapter": 1.0},
         "correct": {"base": False, "adapter": True},
         "parsed": {"base": False, "adapter": True},
+        "cut": {"base": True, "adapter": False},
         "read": {"adapter": "yes"},
     }
     assert lines[3]["scores"] == {"base": None, "adapter": None}
@@ -174,5 +179,8 @@ def test_what_is_written_and_said(make_recipe: Callable[..., Recipe], tmp_path: 
     told = console.file.getvalue()
     assert "base           yes_no 0.000, 95 % 0.000 to 0.793 (0 of 1 right; 1 unparsed)" in told
     assert "adapter        yes_no 1.000, 95 % 0.207 to 1.000 (1 of 1 right; +1.000 on base, p 1.0000)" in told
+    assert (result["max_new_tokens"], result["base"]["cut"], result["adapter"]["cut"]) == (1024, 1, 0)
+    assert "1 of 5 answers of base were cut at 1024 tokens; --max-new-tokens gives them more\n" in told
+    assert "of adapter were cut" not in told
     assert "1 rows not scored: no known answer" in told
     assert table(result)[0][:2] == ("exact", "base")

@@ -86,6 +86,7 @@ def test_a_row_with_its_picture_question_and_answers() -> None:
         ),
         ([replace(WRONG, value=0.25)], {"wrong"}, ["partly, 0.25"]),
         ([replace(WRONG, parsed=False)], {"wrong"}, ["unparsed, 0"]),
+        ([replace(WRONG, cut=True)], {"wrong"}, ["wrong, 0, cut short"]),
         ([replace(WRONG, value=None)], set(), ["not scored"]),
     ],
 )
