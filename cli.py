@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,8 +84,8 @@ def train(
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx, loaded.model.path)
-    from aria_finetune import training
+    with prepared(ctx, loaded.model.path):
+        from aria_finetune import training
 
     if dry_run:
         training.dry_run(loaded, console(), resume=resume)
@@ -104,9 +106,9 @@ def inspect(
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx, loaded.model.path)
-    from aria_finetune.inspection import InspectionOptions
-    from aria_finetune.inspection import inspect as run
+    with prepared(ctx, loaded.model.path):
+        from aria_finetune.inspection import InspectionOptions
+        from aria_finetune.inspection import inspect as run
 
     run(loaded, console(), InspectionOptions(rows, html, split))
 
@@ -124,8 +126,8 @@ def plan(
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx, loaded.model.path)
-    from aria_finetune.planning import choose_machine, make_plan, refuse_full_disk, refuse_rejected, refuse_unfit
+    with prepared(ctx, loaded.model.path):
+        from aria_finetune.planning import choose_machine, make_plan, refuse_full_disk, refuse_rejected, refuse_unfit
 
     made = make_plan(loaded, choose_machine(loaded, gpu_memory=gpu_memory, card=card))
     if as_json:
@@ -163,9 +165,9 @@ def evaluate(
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx, loaded.model.path)
-    from aria_finetune.evaluation import EvaluationOptions
-    from aria_finetune.evaluation import evaluate as run
+    with prepared(ctx, loaded.model.path):
+        from aria_finetune.evaluation import EvaluationOptions
+        from aria_finetune.evaluation import evaluate as run
 
     options = EvaluationOptions(adapter, blank_images, max_new_tokens, batch_size, merged, metric, run_code)
     run(loaded, output, options, console())
@@ -217,11 +219,11 @@ def generate(
     num_frames: FramesOption = None,
 ) -> None:
     """Answer a prompt, or a file of them."""
-    prepare(ctx, model)
-    from aria_finetune.speaking import commands
-    from aria_finetune.speaking.answering import Asking, FileJob
-    from aria_finetune.speaking.attaching import message
-    from aria_finetune.speaking.speaker import SpeakerOptions
+    with prepared(ctx, model):
+        from aria_finetune.speaking import commands
+        from aria_finetune.speaking.answering import Asking, FileJob
+        from aria_finetune.speaking.attaching import message
+        from aria_finetune.speaking.speaker import SpeakerOptions
 
     options = SpeakerOptions(model, revision, adapter, experts, experts_on, device, image_size, num_frames)
     drawn = commands.sampling_of(temperature, top_p, top_k, seed)
@@ -255,10 +257,10 @@ def chat(
     num_frames: FramesOption = None,
 ) -> None:
     """Talk with a model: lines of standard input, and /image, /video, /pdf, /system, /reset, /save, /quit."""
-    prepare(ctx, model)
-    from aria_finetune.speaking import commands
-    from aria_finetune.speaking.answering import Asking
-    from aria_finetune.speaking.speaker import SpeakerOptions
+    with prepared(ctx, model):
+        from aria_finetune.speaking import commands
+        from aria_finetune.speaking.answering import Asking
+        from aria_finetune.speaking.speaker import SpeakerOptions
 
     options = SpeakerOptions(model, revision, adapter, experts, experts_on, device, image_size, num_frames)
     drawn = commands.sampling_of(temperature, top_p, top_k, seed)
@@ -281,8 +283,8 @@ def experts(
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx, loaded.model.path)
-    from aria_finetune.specialisation import MapOptions, map_experts
+    with prepared(ctx, loaded.model.path):
+        from aria_finetune.specialisation import MapOptions, map_experts
 
     map_experts(loaded, output, MapOptions(adapter, rows or None, threshold), console())
 
@@ -363,8 +365,8 @@ def lengthen(
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx, loaded.model.path)
-    from aria_finetune.lengthening import lengthen as run
+    with prepared(ctx, loaded.model.path):
+        from aria_finetune.lengthening import lengthen as run
 
     run(loaded, output, console())
 
@@ -386,8 +388,8 @@ def needles(
     from aria_finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    prepare(ctx, loaded.model.path)
-    from aria_finetune.needles import DEPTHS, NeedleOptions, hide_needles
+    with prepared(ctx, loaded.model.path):
+        from aria_finetune.needles import DEPTHS, NeedleOptions, hide_needles
 
     options = NeedleOptions(tuple(length or ()), tuple(depth or DEPTHS), rows=rows)
     hide_needles(loaded, output, options, console())
@@ -419,10 +421,10 @@ def quantize(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where weights are packed.")] = "auto",
 ) -> None:
     """Pack the weights to 4 bit once, so that later runs load them in seconds."""
-    prepare(ctx, model)
-    from aria_finetune.layer_progress import LayerProgress
-    from aria_finetune.material import device_named
-    from aria_finetune.quantization import quantize as run
+    with prepared(ctx, model):
+        from aria_finetune.layer_progress import LayerProgress
+        from aria_finetune.material import device_named
+        from aria_finetune.quantization import quantize as run
 
     with LayerProgress("quantising", console(), "files") as progress:
         run(model, output, revision=revision, device=device_named(device), watch=progress, say=progress.say)
@@ -450,8 +452,8 @@ def merge(
     *named, output = folders
     if len(named) > 1:
         raise typer.BadParameter("name one ADAPTER, and several with --adapter DIR:WEIGHT", param_hint="ADAPTER")
-    prepare(ctx, base)
-    from aria_finetune.merging import merge_and_prove
+    with prepared(ctx, base):
+        from aria_finetune.merging import merge_and_prove
 
     merge_and_prove(
         [*map(str, named), *(adapter or [])],
@@ -481,8 +483,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a clean adapter folder to hand on, with a model card; or a checkpoint in another layout."""
-    prepare(ctx, str(source))
-    from aria_finetune.adapter.export import export_any
+    with prepared(ctx, str(source)):
+        from aria_finetune.adapter.export import export_any
 
     written = export_any(source, output, base=base, layout=layout, license_id=license_id)
     typer.echo(f"wrote {', '.join(written)} to {output}/")
@@ -507,8 +509,8 @@ def recipes(
 @app.command()
 def doctor(ctx: typer.Context) -> None:
     """Say what this machine has, what is missing, and how to get it."""
-    prepare(ctx)
-    from aria_finetune.doctor import examine
+    with prepared(ctx):
+        from aria_finetune.doctor import examine
 
     findings = examine()
     for finding in findings:
@@ -517,11 +519,16 @@ def doctor(ctx: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-def prepare(ctx: typer.Context, model: str | None = None) -> None:
-    """Quieten the libraries, unless `--debug` was given; keep them off the network if `model` is on this machine."""
-    from aria_finetune.libraries import names_local_model, prepare_libraries
+@contextmanager
+def prepared(ctx: typer.Context, model: str | None = None) -> Iterator[None]:
+    """Have what a command needs imported quickly, and quietly unless `--debug` was given; libraries stay off the network if
+    `model` is on this machine.
+    """
+    from aria_finetune.libraries import names_local_model, prepare_libraries, quick_imports
 
-    prepare_libraries(debug=bool(ctx.obj), offline=model is not None and names_local_model(model))
+    with quick_imports():
+        prepare_libraries(debug=bool(ctx.obj), offline=model is not None and names_local_model(model))
+        yield
 
 
 def console(*, stderr: bool = False) -> Any:

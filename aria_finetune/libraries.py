@@ -6,10 +6,14 @@ Imported by the commands that load a model, before they import anything that rea
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import platform
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NOISY_LOGGERS = ("bitsandbytes", "transformers", "huggingface_hub", "accelerate", "trl", "peft")
@@ -46,6 +50,24 @@ def give_back_large_blocks() -> None:
         allocator = ctypes.CDLL(None)
         allocator.mallopt(MMAP_THRESHOLD, GIVEN_BACK_BYTES)
         allocator.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import torch and what stands on it without the garbage collector, and have it leave alone what that made.
+
+    A million objects stay of it, and no garbage: to go over them again and again is a sixth of the time, and later a third of a
+    second whenever a trainer asks for a collection. Where torch is there already nothing is changed.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def prepare_libraries(*, debug: bool = False, offline: bool = False) -> None:

@@ -21,19 +21,25 @@ def draw_routing(entries: Iterable[Mapping[str, Any]], path: Path) -> None:
     if not lines:
         return
     from matplotlib.figure import Figure  # noqa: PLC0415 (half a second that only this needs)
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    rows: Any = figure.subfigures(2, 1, height_ratios=[1.2, 1])
-    maps = rows[0].subplots(1, 2, sharey=True)
+    # Placed by hand: matplotlib's layout engine would draw all of it three times, and this is drawn at every save.
+    figure = Figure(figsize=(11, 7))
+    upper = figure.add_gridspec(
+        1, 3, left=0.06, right=0.93, bottom=0.55, top=0.95, width_ratios=[1, 1, 0.03], wspace=0.06
+    )
+    maps = [figure.add_subplot(upper[0, place]) for place in range(2)]
     for axes, line, when in zip(maps, (lines[0], lines[-1]), ("first", "last"), strict=True):
         shades = axes.imshow(
             _relative(line["load"]), vmin=0, vmax=SHADES, cmap="magma", aspect="auto", interpolation="nearest"
         )
         axes.set(title=f"load at the {when} log, step {line['step']}", xlabel="expert")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     maps[0].set_ylabel("layer")
-    rows[0].colorbar(shades, ax=list(maps), label="times the even share", extend="max")
-    panels = rows[1].subplots(1, 3)
+    maps[1].tick_params(labelleft=False)
+    figure.colorbar(shades, cax=figure.add_subplot(upper[0, 2]), label="times the even share", extend="max")
+    lower = figure.add_gridspec(1, 3, left=0.08, right=0.985, bottom=0.08, top=0.44, wspace=0.38)
+    panels = [figure.add_subplot(lower[0, place]) for place in range(3)]
     _draw(panels[0], lines, "entropy", "entropy of the load\n(1: even)", among="lowest layer")
     _draw(panels[1], lines, "balance_loss", "balance loss of groups\n(1: even)", among="highest layer")
     _draw(panels[2], lines, "changed", "tokens sent elsewhere by\nthe router's adapter (share)", among="highest layer")

@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import typer
 from browsing import browse, needs_chromium, picture_sizes
+from command_server import command_in
 
 from aria_finetune.cli import app
 from aria_finetune.data_formats.errors import REASONS
@@ -34,19 +36,16 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An environment whose `aria-finetune` and `python` are this checkout's, without network access for the hub."""
-    folder = tmp_path_factory.mktemp("bin")
-    command = folder / "aria-finetune"
-    command.write_text(f"#!{sys.executable}\nfrom aria_finetune.cli import app\napp()\n")
-    command.chmod(0o755)
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "HF_HUB_OFFLINE": "1",
-    }
+    with command_in(tmp_path_factory.mktemp("bin")) as command:
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        yield {
+            **os.environ,
+            "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "HF_HUB_OFFLINE": "1",
+        }
 
 
 def run(command: str, folder: Path, shell: dict[str, str]) -> str:

@@ -48,3 +48,16 @@ def test_a_local_model_is_the_tiny_one_or_a_folder(
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text("")
     assert names_local_model(path) is local
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("", "True True"), ("import torch", "True False"), ("gc.disable()", "False False")]
+)
+def test_imports_are_quick_once(before: str, after: str) -> None:
+    """Collected in between, frozen behind it; where torch was there, or somebody wants no collection, nothing is changed."""
+    code = (
+        f"import gc\n{before}\nfrom aria_finetune.libraries import quick_imports\n"
+        "with quick_imports():\n    import fractions\nprint(gc.isenabled(), gc.get_freeze_count() > 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == after

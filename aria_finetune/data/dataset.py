@@ -288,6 +288,8 @@ class EpochOrder:
 
     def _rotating(self, number: int, span: range, count: int) -> list[int]:
         """`count` different rows, going round a shuffled deck from where the last epoch left off."""
+        if not count:
+            return []
         deck = list(span)
         random.Random(f"{self.seed}:source:{number}").shuffle(deck)  # noqa: S311 (a seeded order)
         start = self.epoch * count

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,7 @@ def _this_gpu() -> Machine | None:
     return Machine("cuda", name, int(memory_gib("cuda") * GIB), None if card is None else card.teraflops * 1e12)
 
 
+@cache
 def _cpu_rate() -> float:
     """Operations per second of a product in fp32, the best of three."""
     one = np.ones((PROBED, PROBED), dtype=np.float32)

@@ -100,11 +100,19 @@ class Rows:
         trained = replace(trained, lengths=self._lengths(recipe), other_lengths=min(len(wanted), evaluated.lengths))
         return trained, replace(evaluated, answers=_answered(recipe, wanted)) if wanted else None
 
+    def _coming(self, count: int) -> list[int]:
+        """Tokens of the first rows in the order of training, as far as is looked ahead, which is the same for every knob."""
+        missing = min(count, LOOKED_AHEAD) - len(self._known)
+        self._known.extend(self.training.plans[row].tokens for row in islice(self._ahead, max(missing, 0)))
+        return self._known[:count]
+
     @cached_property
-    def _coming(self) -> list[int]:
-        """Tokens of rows in the order of training, which takes a shuffle of all of them and is the same for every knob."""
-        coming = islice(_order(self.training, self.seed), LOOKED_AHEAD)
-        return [self.training.plans[row].tokens for row in coming]
+    def _ahead(self) -> Iterator[int]:
+        return _order(self.training, self.seed)
+
+    @cached_property
+    def _known(self) -> list[int]:
+        return []
 
     def _shown(self, recipe: Recipe) -> Viewing:
         data = recipe.data
@@ -145,7 +153,7 @@ class Rows:
     def _lengths(self, recipe: Recipe) -> int:
         """How many different lengths micro-batches have, each as long as its longest row, as far as is looked ahead."""
         size, update = recipe.train.per_device_train_batch_size, rows_of_update(recipe)
-        tokens = self._coming[: rows_seen(recipe, self)]
+        tokens = self._coming(rows_seen(recipe, self))
         if not recipe.data.packing:
             return max(len({max(tokens[start : start + size]) for start in range(0, len(tokens), size)}), 1)
         updates = [tokens[start : start + update] for start in range(0, len(tokens), update)]

@@ -6,6 +6,7 @@ Knows the collator's batches, not the model.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ def end_workers() -> None:
     torch does it when the iterator over a loader is forgotten. An exception that somebody keeps keeps frames, and these the
     iterator; then a process that is about to end waits for workers that ignore its signals (`shield_worker`), forever.
     """
+    if not multiprocessing.active_children():
+        return  # all objects of a process are many, a tenth of a second of them
     for thing in gc.get_objects():
         if type(thing) is _MultiProcessingDataLoaderIter:
             thing._shutdown_workers()  # noqa: SLF001 (there is no public way, and nobody may know who holds it)

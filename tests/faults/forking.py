@@ -11,11 +11,13 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from command_server import import_everything, run_command
 from poisoning import poison
 from witness import record
 
@@ -54,7 +56,11 @@ class Forkery:
     def __init__(self, folder: Path, prefix: Sequence[str] = ()) -> None:
         self._folder = folder
         self._count = 0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        }
         self._process = subprocess.Popen(
             [*prefix, sys.executable, str(Path(__file__)), "serve"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -109,14 +115,6 @@ def serve() -> None:
         answers.flush()
 
 
-def import_everything() -> None:
-    """Import what a run needs, before any fork. No tensor is computed, so that no thread is started."""
-    from aria_finetune.libraries import prepare_libraries
-
-    prepare_libraries()
-    import aria_finetune.training  # noqa: F401
-
-
 def become(question: dict[str, Any]) -> None:
     """Turn a forked process into `aria-finetune`; does not return."""
     os.setsid()  # a group of its own, as a shell gives a command
@@ -124,23 +122,13 @@ def become(question: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    code = 1
     try:
         if question["strike"]:
             arrange(question["strike"])
-        from aria_finetune.cli import app
-
-        app(question["start"], prog_name="aria-finetune")
-        code = 0
-    except SystemExit as stopped:
-        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
     except BaseException:  # noqa: BLE001 (the end of a process)
-        import traceback
-
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        os._exit(1)
+    os._exit(run_command(question["start"]))
 
 
 def arrange(strike: dict[str, Any]) -> None:
