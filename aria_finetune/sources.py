@@ -5,6 +5,7 @@ Knows recipes and a tokenizer; neither weights nor the processor of pictures, so
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from aria_finetune.data.dataset import DataSource, RowSet, hold_out, load_rows
 from aria_finetune.data.packing import MicroBatches, Packing
 from aria_finetune.data.rows import Viewing
 from aria_finetune.errors import UserError
+from aria_finetune.media.inspection import Inspector
 from aria_finetune.model.hub_layout import CheckpointSettings
 from aria_finetune.model.rope import Rope, shown
 from aria_finetune.model.settings import vision_tokens
@@ -39,6 +41,23 @@ class RowReader:
 
     def read(self, sections: tuple[SourceSection, ...], *, generation: bool = False) -> RowSet:
         """The rows of some sources, planned; with `generation` as prompts."""
+        with self._looking() as inspector:
+            return self._read(sections, inspector, generation=generation)
+
+    def training_and_evaluation(self) -> tuple[RowSet, RowSet]:
+        """The rows to train on, and those to evaluate on while training."""
+        data = self.recipe.data
+        with self._looking() as inspector:
+            rows = self._read(data.train, inspector)
+            if data.eval_fraction is not None:
+                return hold_out(rows, data.eval_fraction, self.recipe.train.seed)
+            return rows, self._read(data.eval, inspector) if data.eval else RowSet()
+
+    def _looking(self) -> closing[Inspector]:
+        """What looks into media, of all sources that are read with it: a clip that is in two of them is read once."""
+        return closing(Inspector(self.recipe.data.media_timeout))
+
+    def _read(self, sections: tuple[SourceSection, ...], inspector: Inspector, *, generation: bool = False) -> RowSet:
         data = self.recipe.data
         return load_rows(
             [build_source(self.recipe, section) for section in sections],
@@ -50,16 +69,8 @@ class RowReader:
             generation=generation,
             decode_media=self.decode_media,
             begun=self.begun,
-            media_timeout=data.media_timeout,
+            inspector=inspector,
         )
-
-    def training_and_evaluation(self) -> tuple[RowSet, RowSet]:
-        """The rows to train on, and those to evaluate on while training."""
-        data = self.recipe.data
-        rows = self.read(data.train)
-        if data.eval_fraction is not None:
-            return hold_out(rows, data.eval_fraction, self.recipe.train.seed)
-        return rows, self.read(data.eval) if data.eval else RowSet()
 
 
 def build_rope(recipe: Recipe, checkpoint: CheckpointSettings) -> Rope:

@@ -166,7 +166,9 @@ LAYERS: dict[str, Layer] = {
         never_at_import=frozenset({"torch"}),
     ),
     "sources": Layer(
-        ("sources",), knows=("data", "model", "recipe", "errors"), never=frozenset({"peft", "trl", "bitsandbytes"})
+        ("sources",),
+        knows=("data", "media", "model", "recipe", "errors"),
+        never=frozenset({"peft", "trl", "bitsandbytes"}),
     ),
     "material": Layer(("material",), knows=(*BUILDERS, "recipe", "sources"), never=frozenset({"trl"})),
     "summary": Layer(

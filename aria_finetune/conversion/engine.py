@@ -24,6 +24,7 @@ from aria_finetune.data_formats.format import Candidate, Context, Format
 from aria_finetune.data_formats.reading.extents import WHOLE, Extent, Tally
 from aria_finetune.data_formats.record import Media, MediaReference, Record, Source
 from aria_finetune.errors import MediaError, UserError
+from aria_finetune.media.inspection import Inspector
 from aria_finetune.media.paths import resolve_media
 
 BESIDE_BYTES = 64 << 20
@@ -44,12 +45,17 @@ Outcome = Accepted | Reject
 
 
 def read_records(
-    source: Path, options: ConversionOptions, *, on_reject: Callable[[Reject], None], media_store: Path
+    source: Path,
+    options: ConversionOptions,
+    *,
+    on_reject: Callable[[Reject], None],
+    media_store: Path,
+    inspector: Inspector | None = None,
 ) -> Iterator[Record]:
     """The records of a raw source with their media left in place; paths are absolute and not hashed.
 
     Media that lie in the source itself are kept in the folder `media_store`. `options.max_rejects` is not looked at:
-    `on_reject` gets every reject as it comes.
+    `on_reject` gets every reject as it comes. Media are looked into by `inspector`, or by one for each file.
 
     Raises:
         UserError: the source can't be read, or no format or more than one fits.
@@ -57,7 +63,7 @@ def read_records(
     with problems_told(source):
         form, files = find_files(source, options)
         for file in files:
-            with FileConverter(file, form, options, InPlaceStore(media_store)) as converter:
+            with FileConverter(file, form, options, InPlaceStore(media_store), inspector) as converter:
                 for outcomes in converter.outcomes():
                     for outcome in outcomes:
                         if isinstance(outcome, Reject):
@@ -81,10 +87,17 @@ def problems_told(place: Path) -> Iterator[None]:
 class FileConverter:
     """Converts the records of one file of a source; holds the tables of its companions."""
 
-    def __init__(self, file: PlannedFile, form: Format, options: ConversionOptions, store: MediaStore) -> None:
+    def __init__(
+        self,
+        file: PlannedFile,
+        form: Format,
+        options: ConversionOptions,
+        store: MediaStore,
+        inspector: Inspector | None = None,
+    ) -> None:
         self._file = file
         self._form = form
-        self._checker = MediaChecker(file.roots, options.verify, options.max_pixels)
+        self._checker = MediaChecker(file.roots, options.verify, options.max_pixels, inspector)
         self._store = store
         self._evaluation = options.evaluation
         self._name = _printable(file.source.name)

@@ -11,7 +11,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -129,7 +129,7 @@ def load_rows(  # noqa: PLR0913 (settings of a recipe, each by its name)
     generation: bool = False,
     decode_media: bool = False,
     begun: BegunRows | None = None,
-    media_timeout: float = 30.0,
+    inspector: Inspector | None = None,
 ) -> RowSet:
     """Read and plan every row of `sources`.
 
@@ -144,15 +144,15 @@ def load_rows(  # noqa: PLR0913 (settings of a recipe, each by its name)
         generation: plan prompts for answers to be generated.
         decode_media: decode the pictures of raw sources instead of only reading their headers.
         begun: rows of a run that goes on. One of them whose files were lost keeps its place, marked as lost.
-        media_timeout: seconds that a step of looking into one medium may take.
+        inspector: looks into media; one of its own if it is left out.
 
     Raises:
         TooManyRejects: more records were rejected than `max_rejects`.
         UserError: a source can't be read, a row is too long and `too_long` is `fail`, or no row is left.
     """
     rows = RowSet()
-    with closing(Inspector(media_timeout)) as inspector:
-        reading = _Reading(rows, viewing, chat, media_store, inspector, begun, generation)
+    with nullcontext(inspector) if inspector else closing(Inspector()) as looking:
+        reading = _Reading(rows, viewing, chat, media_store, looking, begun, generation)
         for source in sources:
             options = source.options(decode=decode_media, max_pixels=max_pixels, evaluation=generation)
             start, rejected = len(rows.plans), len(rows.rejects)
@@ -196,7 +196,9 @@ class _Reading:
     def _records(self, path: Path, options: ConversionOptions) -> Iterator[Record]:
         if is_dataset(path):
             return read_dataset(path, inspector=self.inspector, media_store=self.media_store, on_reject=self._refuse)
-        return read_records(path, options, on_reject=self._refuse, media_store=self.media_store)
+        return read_records(
+            path, options, on_reject=self._refuse, media_store=self.media_store, inspector=self.inspector
+        )
 
     def _refuse_record(self, record: Record, error: RecordError) -> None:
         if error.reason == "too_long" and self.viewing.too_long == "fail":

@@ -150,6 +150,7 @@ def load_adapter(model: AriaForConditionalGeneration, folder: str) -> PeftModel:
     # PEFT would look on the hub for a folder that is absent, and open a pickle where safetensors are.
     if not all((Path(folder) / name).is_file() for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)):
         raise UserError(f"{CONFIG_NAME} or {SAFETENSORS_WEIGHTS_NAME} is not there", where=folder, fix=fix)
+    fix += "; one made with transformers up to 5.17 goes through `aria-finetune export` first"
     check_same_theta(Path(folder), model.config.text_config.rope_parameters["rope_theta"])
     try:
         with safe_open(Path(folder) / SAFETENSORS_WEIGHTS_NAME, "pt") as opened:

@@ -143,7 +143,9 @@ def _converted(source: Path, reading: Reading) -> Iterator[Entry]:
             max_pixels=reading.max_pixels,
             evaluation=True,
         )
-        return read_records(source, options, on_reject=on_reject, media_store=reading.store)
+        return read_records(
+            source, options, on_reject=on_reject, media_store=reading.store, inspector=reading.inspector
+        )
 
     refused: list[Reject] = []
     for record in read(refused.append):

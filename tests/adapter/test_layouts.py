@@ -19,8 +19,10 @@ from aria_finetune.adapter.export import export
 from aria_finetune.adapter.layouts import adapted_config, renamed
 from aria_finetune.adapter.merge import merge
 from aria_finetune.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from aria_finetune.errors import UserError
 from aria_finetune.model.hub_layout import SINGLE
-from aria_finetune.model.lora import LoraPlan
+from aria_finetune.model.loading import load_model
+from aria_finetune.model.lora import LoraPlan, load_adapter
 
 MakeAdapter = Callable[..., Path]
 LAYER = "base_model.model.model.language_model.layers.0."
@@ -46,12 +48,24 @@ def plain(folder: Path) -> AriaForConditionalGeneration:
     return AriaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("plan", ["all of the decoder", "one layer"])
+def test_the_old_layout_is_refused_with_a_word_on_export(
+    plan: str, fp32_folder: Path, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    export(make_adapter(fp32_folder, PLANS[plan]), tmp_path / "old", layout="old")
+    with pytest.raises(UserError) as caught:
+        load_adapter(load_model(str(fp32_folder)).model, str(tmp_path / "old"))
+    assert "`aria-finetune export` first" in str(caught.value.fix)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_there_and_back(plan: str, fp32_folder: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     adapter = make_adapter(fp32_folder, PLANS[plan], deviation=0.03)
     export(adapter, tmp_path / "old", layout="old")
     export(tmp_path / "old", tmp_path / "back")
-    assert (tmp_path / "back" / ADAPTER_CONFIG).read_bytes() == (tmp_path / "back" / ADAPTER_CONFIG).read_bytes()
+    before, after = (json.loads((folder / ADAPTER_CONFIG).read_text()) for folder in (adapter, tmp_path / "back"))
+    same = ("r", "lora_alpha", "use_dora", "use_rslora", "target_parameters", "base_model_name_or_path")
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
     first, old, back = (
         load_file(folder / ADAPTER_WEIGHTS) for folder in (adapter, tmp_path / "old", tmp_path / "back")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -108,13 +109,31 @@ def test_a_hostile_clip_is_a_rejected_row(load, make_video, tmp_path, turn_hosti
     data = write_set(tmp_path, ["sound.mp4", f"{word}.mp4", "sound.mp4", f"{word}.mp4"])
     asked.clear()
     turn_hostile()
-    rows = load(data, max_rejects=2, media_timeout=1.0)
+    with closing(Inspector(1.0)) as inspector:
+        rows = load(data, max_rejects=2, inspector=inspector)
     assert len(rows.plans) == 2
     assert [reject.reason for reject in rows.rejects] == ["media_unreadable"] * 2
     assert told in rows.rejects[0].detail
     assert sorted(asked) == sorted(["sound.mp4", f"{word}.mp4"]), "waited for once"
-    with pytest.raises(TooManyRejects, match="media_unreadable"):
-        load(data, media_timeout=1.0)
+    with closing(Inspector(1.0)) as inspector, pytest.raises(TooManyRejects, match="media_unreadable"):
+        load(data, inspector=inspector)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_who_looks_into_media_is_shared(load, make_video, tmp_path, asked, turn_hostile, raw):
+    """Between sources, whether converted or raw: a clip of both is read once, and one that hangs is waited for as long as was said."""
+    make_video("a.mp4", 5)
+    make_video("sleep.mp4", 5)
+    data = write_set(tmp_path, ["a.mp4", "sleep.mp4"])
+    source = tmp_path / "rows.jsonl" if raw else data
+    asked.clear()
+    turn_hostile()
+    with closing(Inspector(1.0)) as inspector:
+        first, second = (load(source, max_rejects=1, inspector=inspector) for _ in range(2))
+    assert sorted(asked) == ["a.mp4", "sleep.mp4"]
+    for rows in (first, second):
+        assert len(rows.plans) == 1
+        assert "longer than 1 s" in rows.rejects[0].detail
 
 
 def test_media_that_were_not_measured_are_measured_in_the_process_too(load, make_video, tmp_path, turn_hostile):
