@@ -1,19 +1,20 @@
-"""`aria-finetune` for the shell, each command a process of its own, forked from one that has imported everything already.
+"""`aria-finetune` and `python` for the shell, each command a process of its own, forked from one that has imported everything.
 
-A fresh interpreter takes seconds to import the libraries, a fork none. `command_in` is the side of the tests, and writes the
-script that the shell finds; run as a script, this file is the process that forks.
+A fresh interpreter takes seconds to import the libraries, a fork none. `commands_in` is the side of the tests, and writes the
+scripts that the shell finds; run as a script, this file is the process that forks.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +22,11 @@ ROOT = Path(__file__).parent.parent
 
 CLIENT = """#!{python} -S
 import json, os, socket, sys
+if {kind!r} == "python" and not sys.argv[1].endswith(".py"):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    asked = json.dumps([{kind!r}, sys.argv, os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(asked).to_bytes(4, "big")], [0, 1, 2])
     server.sendall(asked)
     said = server.recv(1)
@@ -32,8 +35,11 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 @contextmanager
-def command_in(folder: Path) -> Iterator[Path]:
-    """A script `aria-finetune` in a folder, which works until the block ends."""
+def commands_in(folder: Path) -> Iterator[Path]:
+    """Scripts `aria-finetune` and `python` in a folder, which work until the block ends.
+
+    `python FILE.py` is forked too, and what it starts as `sys.executable`; anything else that it is asked for is a fresh one.
+    """
     address = folder / "server"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(
@@ -42,10 +48,11 @@ def command_in(folder: Path) -> Iterator[Path]:
     try:
         assert server.stdout
         assert server.stdout.readline() == b"ready\n"
-        script = folder / "aria-finetune"
-        script.write_text(CLIENT.format(python=sys.executable, address=str(address)))
-        script.chmod(0o755)
-        yield script
+        for kind in ("aria-finetune", "python"):
+            script = folder / kind
+            script.write_text(CLIENT.format(python=sys.executable, kind=kind, address=str(address)))
+            script.chmod(0o755)
+        yield folder
     finally:
         server.kill()
         server.communicate()
@@ -80,27 +87,44 @@ def become(connection: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, streams, _, _ = socket.recv_fds(connection, 4, 3)
     asked = connection.makefile("rb").read(int.from_bytes(length, "big"))
-    arguments, folder, environment = json.loads(asked)
+    kind, (itself, *arguments), folder, environment = json.loads(asked)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    code = run_command(arguments)
+    if kind == "python":
+        sys.executable = itself
+        code = run_script(arguments)
+    else:
+        code = run_command(arguments)
     connection.sendall(bytes([code]))
     os._exit(code)
 
 
+def run_script(arguments: Sequence[str]) -> int:
+    """The exit code of `python ARGUMENTS`, of which the first is a file, in this process."""
+    sys.argv = list(arguments)
+    sys.path[0] = str(Path(arguments[0]).parent.absolute())
+    return _code_of(lambda: runpy.run_path(arguments[0], run_name="__main__"))
+
+
 def run_command(arguments: Sequence[str]) -> int:
     """The exit code of `aria-finetune ARGUMENTS` in this process."""
+    from aria_finetune.cli import app
+
+    return _code_of(lambda: app(list(arguments), prog_name="aria-finetune"))
+
+
+def _code_of(program: Callable[[], object]) -> int:
     code = 1
     try:
-        from aria_finetune.cli import app
-
-        app(list(arguments), prog_name="aria-finetune")
+        program()
         code = 0
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+        if isinstance(stopped.code, str):
+            print(stopped.code, file=sys.stderr)
     except BaseException:  # noqa: BLE001 (the end of a process)
         traceback.print_exc()
     sys.stdout.flush()

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 from browsing import browse, needs_chromium, picture_sizes
-from command_server import command_in
+from command_server import commands_in
 
 from aria_finetune.cli import app
 from aria_finetune.data_formats.errors import REASONS
@@ -38,11 +37,11 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An environment whose `aria-finetune` and `python` are this checkout's, without network access for the hub."""
-    with command_in(tmp_path_factory.mktemp("bin")) as command:
+    with commands_in(tmp_path_factory.mktemp("bin")) as folder:
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         yield {
             **os.environ,
-            "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "HF_HUB_OFFLINE": "1",
         }
@@ -81,7 +80,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory, shell: dict[str, str]) ->
         run(block, folder, shell)
     for block in blocks("python"):
         (folder / "block.py").write_text(block)
-        run(f"{sys.executable} block.py", folder, shell)
+        run("python block.py", folder, shell)
     return Followed(folder, printed)
 
 
